@@ -1,0 +1,5 @@
+//! Gates over the whole workspace, run by `cargo test`. Not a library: it exports nothing.
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod tidy;
