@@ -1,0 +1,6 @@
+//! Neural time-series forecasting: series in, forecasts out.
+#![forbid(unsafe_code)]
+
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};
