@@ -1,0 +1,171 @@
+//! `linear`: an affine map along the last axis, along time, or head by head, with the epilogue that
+//! kernels fuse.
+//!
+//! `y = residual + activation(x·Wᵀ + b) ⊙ gate(x·W_gᵀ + b_g)`, each part optional. Not a general
+//! einsum: the contracted axis is the last one, or the one before it.
+
+use super::{Activation, Norm, ShapeContext, Shapes};
+use crate::error::PlanError;
+use crate::plan::{DType, Dim, ValueId, WeightId};
+
+/// Which axis the product contracts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearAxis {
+    /// `[…, K] → […, N]`, weight `[N, K]`.
+    Features,
+    /// `[…, T, C] → […, H, C]`, weight `[H, T]`: the same map for every channel.
+    Time,
+    /// `[…, heads · K] → […, heads · N]`, weight `[heads, N, K]`: a block-diagonal map.
+    Heads(usize),
+}
+
+/// The second product of a gated unit: `value ⊙ activation(x·Wᵀ + b)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gate {
+    /// Same shape as the weight it gates.
+    pub weight: WeightId,
+    /// Same length as the outputs.
+    pub bias: Option<WeightId>,
+    /// `Sigmoid` for GLU, `Silu` for SwiGLU.
+    pub activation: Activation,
+}
+
+/// Parameters of `linear`. Writes one value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Input, at least rank 2 for [`LinearAxis::Time`], at least rank 1 otherwise.
+    pub x: ValueId,
+    /// Normalisation of the rows of `x` before the product (`axis` must be `Features`); set by the
+    /// fusion pass. Its own `x` is ignored.
+    pub prologue: Option<Norm>,
+    /// Weight, shaped as [`LinearAxis`] says.
+    pub weight: WeightId,
+    /// One bias per output (`[heads · N]` for heads, `[H]` over time).
+    pub bias: Option<WeightId>,
+    /// Contracted axis.
+    pub axis: LinearAxis,
+    /// Applied to the product and its bias.
+    pub activation: Activation,
+    /// Multiplies the activated product.
+    pub gate: Option<Gate>,
+    /// Added last; has the output's shape.
+    pub residual: Option<ValueId>,
+}
+
+impl Linear {
+    /// A plain product without bias, over features.
+    pub fn new(x: ValueId, weight: WeightId) -> Self {
+        Linear {
+            x,
+            prologue: None,
+            weight,
+            bias: None,
+            axis: LinearAxis::Features,
+            activation: Activation::Identity,
+            gate: None,
+            residual: None,
+        }
+    }
+
+    /// With a bias.
+    pub fn bias(mut self, bias: impl Into<Option<WeightId>>) -> Self {
+        self.bias = bias.into();
+        self
+    }
+
+    /// Along another axis.
+    pub fn along(mut self, axis: LinearAxis) -> Self {
+        self.axis = axis;
+        self
+    }
+
+    /// With an activation.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// With a gate.
+    pub fn gate(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// With a residual.
+    pub fn residual(mut self, residual: ValueId) -> Self {
+        self.residual = Some(residual);
+        self
+    }
+
+    pub(crate) fn shape(&self, c: &ShapeContext<'_>) -> Result<Shapes, PlanError> {
+        let x = c.shape(self.x);
+        let weight = c.weight(self.weight);
+        let mut out = x.to_vec();
+        let outputs = match self.axis {
+            LinearAxis::Features => {
+                let k = c.fixed("the last axis of `x`", x.last())?;
+                let n = *weight.first().unwrap_or(&0);
+                c.expect_weight("weight", self.weight, &[n, k], "[outputs, inputs]")?;
+                *out.last_mut().ok_or_else(|| c.error("`x` is a scalar"))? = Dim::Fixed(n);
+                n
+            }
+            LinearAxis::Time => {
+                if x.len() < 2 {
+                    return Err(c.error(format!("`x` has shape {x:?}, expected […, time, channels]")));
+                }
+                let t = c.fixed("the time axis of `x`", x.get(x.len() - 2))?;
+                let h = *weight.first().unwrap_or(&0);
+                c.expect_weight("weight", self.weight, &[h, t], "[outputs, time]")?;
+                out[x.len() - 2] = Dim::Fixed(h);
+                h
+            }
+            LinearAxis::Heads(heads) => {
+                let k = c.fixed("the last axis of `x`", x.last())?;
+                if heads == 0 || k % heads != 0 {
+                    return Err(c.error(format!("{k} features do not divide into {heads} heads")));
+                }
+                let n = *weight.get(1).unwrap_or(&0);
+                let expected = [heads, n, k / heads];
+                c.expect_weight("weight", self.weight, &expected, "[heads, outputs, inputs]")?;
+                *out.last_mut().ok_or_else(|| c.error("`x` is a scalar"))? = Dim::Fixed(heads * n);
+                heads * n
+            }
+        };
+        if let Some(bias) = self.bias {
+            c.expect_weight("bias", bias, &[outputs], "[outputs]")?;
+        }
+        if let Some(gate) = &self.gate {
+            c.expect_weight("gate.weight", gate.weight, weight, "the weight's shape")?;
+            if let Some(bias) = gate.bias {
+                c.expect_weight("gate.bias", bias, &[outputs], "[outputs]")?;
+            }
+        }
+        if let Some(prologue) = &self.prologue {
+            if self.axis != LinearAxis::Features {
+                return Err(c.error("a prologue needs a product over features"));
+            }
+            prologue.check(c, x)?;
+        }
+        if let Some(residual) = self.residual {
+            c.expect_value("residual", residual, &out, "the output's shape")?;
+        }
+        Ok(vec![(DType::F32, out)])
+    }
+
+    pub(crate) fn visit_values(&mut self, visit: &mut dyn FnMut(&mut ValueId)) {
+        visit(&mut self.x);
+        self.residual.iter_mut().for_each(visit);
+    }
+
+    pub(crate) fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        if let Some(prologue) = &mut self.prologue {
+            prologue.visit_weights(visit);
+        }
+        visit(&mut self.weight);
+        self.bias.iter_mut().for_each(&mut *visit);
+        if let Some(gate) = &mut self.gate {
+            visit(&mut gate.weight);
+            gate.bias.iter_mut().for_each(visit);
+        }
+    }
+}

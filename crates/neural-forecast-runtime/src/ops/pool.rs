@@ -1,0 +1,50 @@
+//! `pool`: maximum or mean over windows of one axis.
+//!
+//! Not a softmax-weighted mean (`weighted_sum`), and not resampling (`interpolate`).
+
+use super::{ShapeContext, Shapes};
+use crate::error::PlanError;
+use crate::plan::{DType, Dim, ValueId, WeightId};
+
+/// What a window becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Its maximum; NaN if any element is.
+    Maximum,
+    /// Its mean over the elements that exist.
+    Mean,
+}
+
+/// Parameters of `pool`. Windows start every `kernel` positions; the last one may be shorter. The
+/// axis shrinks to `⌈n / kernel⌉`, or to 1 with `kernel: None`. Writes one value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// Input.
+    pub x: ValueId,
+    /// Pooled axis.
+    pub axis: usize,
+    /// Window and stride; `None` is the whole axis.
+    pub kernel: Option<usize>,
+    /// What a window becomes.
+    pub kind: PoolKind,
+}
+
+impl Pool {
+    pub(crate) fn shape(&self, c: &ShapeContext<'_>) -> Result<Shapes, PlanError> {
+        let mut out = c.shape(self.x).to_vec();
+        c.axis(self.axis, &out)?;
+        out[self.axis] = match self.kernel {
+            None => Dim::Fixed(1),
+            Some(kernel) => out[self.axis]
+                .windows(kernel as isize - 1, kernel, 0)
+                .ok_or_else(|| c.error(format!("cannot pool {:?} by {kernel}", out[self.axis])))?,
+        };
+        Ok(vec![(DType::F32, out)])
+    }
+
+    pub(crate) fn visit_values(&mut self, visit: &mut dyn FnMut(&mut ValueId)) {
+        visit(&mut self.x);
+    }
+
+    pub(crate) fn visit_weights(&mut self, _: &mut dyn FnMut(&mut WeightId)) {}
+}

@@ -1,0 +1,344 @@
+//! `encoder_stack` and `decoder_stack`: layers of attention and feed-forward sublayers with their
+//! norms and residuals, as one op that a backend may run as one kernel.
+//!
+//! A layer is a list of sublayers rather than a fixed pair, so that self, cross and group attention
+//! and sandwich norms are all the same op. Backends without a fused form get [`crate::lower`].
+
+use super::{Activation, AttentionBias, Keep, NormKind, QkNorm, Rope, ShapeContext, Shapes};
+use crate::error::PlanError;
+use crate::plan::{DType, ValueId, WeightId};
+
+/// Weights of a norm of the stack's kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormWeights {
+    /// Layer, RMS or batch.
+    pub kind: NormKind,
+    /// Scale `[D]`.
+    pub weight: Option<WeightId>,
+    /// Added to the scale.
+    pub weight_offset: f32,
+    /// Shift `[D]`.
+    pub bias: Option<WeightId>,
+    /// Inside the root.
+    pub eps: f32,
+}
+
+/// An affine map's weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    /// `[outputs, inputs]`.
+    pub weight: WeightId,
+    /// `[outputs]`.
+    pub bias: Option<WeightId>,
+}
+
+/// Where the norms of a sublayer sit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormPlacement {
+    /// `x + f(norm(x))`.
+    Pre(NormWeights),
+    /// `norm(x + f(x))`.
+    Post(NormWeights),
+    /// `x + after(f(before(x)))`.
+    Sandwich {
+        /// Before the function.
+        before: NormWeights,
+        /// After it, inside the residual.
+        after: NormWeights,
+    },
+    /// `x + f(x)`.
+    None,
+}
+
+/// An attention sublayer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionLayer {
+    /// Queries, `[heads · head, D]`.
+    pub query: Product,
+    /// Keys.
+    pub key: Product,
+    /// Values.
+    pub value: Product,
+    /// Output, `[D, heads · head]`.
+    pub output: Product,
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head: usize,
+    /// Scale of the scores.
+    pub scale: f32,
+    /// Whether later positions are hidden.
+    pub causal: bool,
+    /// Added to the scores.
+    pub bias: Option<AttentionBias>,
+    /// Rotary positions.
+    pub rope: Option<Rope>,
+    /// Normalised queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Learned scale of each query dimension.
+    pub per_dim_scale: Option<WeightId>,
+}
+
+/// A feed-forward sublayer: `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) ⊙
+/// up(x))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeedForward {
+    /// `[ff, D]`.
+    pub up: Product,
+    /// `[ff, D]`.
+    pub gate: Option<Product>,
+    /// `[D, ff]`.
+    pub down: Product,
+    /// Of the gate if there is one, else of `up`.
+    pub activation: Activation,
+}
+
+/// What a sublayer computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SublayerKind {
+    /// Over the positions of the row.
+    SelfAttention(AttentionLayer),
+    /// Queries from the row, keys and values from the memory.
+    CrossAttention(AttentionLayer),
+    /// Over the rows of the batch that share a group, position by position.
+    GroupAttention(AttentionLayer),
+    /// Feed-forward.
+    FeedForward(FeedForward),
+}
+
+/// One sublayer with its norms; the residual is always there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sublayer {
+    /// What it computes.
+    pub kind: SublayerKind,
+    /// Where its norms sit.
+    pub norm: NormPlacement,
+}
+
+/// Parameters of `encoder_stack` and `decoder_stack`. Writes `[B, T', D]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stack {
+    /// Input `[B, T, D]`.
+    pub x: ValueId,
+    /// Layers of sublayers.
+    pub layers: Vec<Vec<Sublayer>>,
+    /// `[B, T]`: 1 where a position may be attended to.
+    pub mask: Option<ValueId>,
+    /// Memory `[B, M, D]` of cross attention.
+    pub memory: Option<ValueId>,
+    /// `[B, M]`: 1 where a memory position may be attended to.
+    pub memory_mask: Option<ValueId>,
+    /// Groups `[B]`, `I32`, of group attention.
+    pub groups: Option<ValueId>,
+    /// Whether self-attention adds the scores of all earlier layers to its own (before softmax).
+    pub residual_scores: bool,
+    /// Norm after the last layer.
+    pub final_norm: Option<NormWeights>,
+    /// Which positions are written; the last layer computes no others.
+    pub keep: Keep,
+}
+
+impl Stack {
+    /// A stack without mask, memory or groups.
+    pub fn new(x: ValueId, layers: Vec<Vec<Sublayer>>) -> Self {
+        Stack {
+            x,
+            layers,
+            mask: None,
+            memory: None,
+            memory_mask: None,
+            groups: None,
+            residual_scores: false,
+            final_norm: None,
+            keep: Keep::All,
+        }
+    }
+
+    pub(crate) fn shape(&self, c: &ShapeContext<'_>) -> Result<Shapes, PlanError> {
+        let x = c.expect_rank("x", self.x, 3, "[B, T, D]")?;
+        let d = c.fixed("the last axis of `x`", x.last())?;
+        if let Some(mask) = self.mask {
+            c.expect_value("mask", mask, &x[..2], "[B, T]")?;
+        }
+        if let Some(memory) = self.memory {
+            let shape = c.expect_rank("memory", memory, 3, "[B, M, D]")?;
+            if shape[0] != x[0] {
+                return Err(c.error("`memory` has another batch than `x`"));
+            }
+            if let Some(mask) = self.memory_mask {
+                c.expect_value("memory_mask", mask, &shape[..2], "[B, M]")?;
+            }
+        }
+        if let Some(groups) = self.groups {
+            c.expect_value("groups", groups, &x[..1], "[B]")?;
+        }
+        for (l, sublayer) in
+            self.layers.iter().enumerate().flat_map(|(l, layer)| layer.iter().map(move |s| (l, s)))
+        {
+            self.check(c, l, d, sublayer)?;
+        }
+        if let Some(norm) = &self.final_norm {
+            norm.check(c, "final norm", d)?;
+        }
+        let time = c.kept(self.keep, x[1])?;
+        Ok(vec![(DType::F32, vec![x[0], time, x[2]])])
+    }
+
+    fn check(
+        &self,
+        c: &ShapeContext<'_>,
+        l: usize,
+        d: usize,
+        sublayer: &Sublayer,
+    ) -> Result<(), PlanError> {
+        match &sublayer.norm {
+            NormPlacement::Pre(norm) | NormPlacement::Post(norm) => {
+                norm.check(c, &format!("layer {l} norm"), d)?;
+            }
+            NormPlacement::Sandwich { before, after } => {
+                before.check(c, &format!("layer {l} norm before"), d)?;
+                after.check(c, &format!("layer {l} norm after"), d)?;
+            }
+            NormPlacement::None => {}
+        }
+        match &sublayer.kind {
+            SublayerKind::SelfAttention(a) => a.check(c, l, d, d),
+            SublayerKind::GroupAttention(a) if self.groups.is_some() => a.check(c, l, d, d),
+            SublayerKind::GroupAttention(_) => {
+                Err(c.error(format!("layer {l} attends over groups, and there are none")))
+            }
+            SublayerKind::CrossAttention(a) => match self.memory {
+                Some(memory) => {
+                    let m = c.fixed("the last axis of `memory`", c.shape(memory).last())?;
+                    a.check(c, l, d, m)
+                }
+                None => Err(c.error(format!("layer {l} attends to a memory, and there is none"))),
+            },
+            SublayerKind::FeedForward(f) => {
+                let ff = *c.weight(f.up.weight).first().unwrap_or(&0);
+                f.up.check(c, &format!("layer {l} up"), ff, d)?;
+                if let Some(gate) = &f.gate {
+                    gate.check(c, &format!("layer {l} gate"), ff, d)?;
+                }
+                f.down.check(c, &format!("layer {l} down"), d, ff)
+            }
+        }
+    }
+
+    pub(crate) fn visit_values(&mut self, visit: &mut dyn FnMut(&mut ValueId)) {
+        visit(&mut self.x);
+        for id in [&mut self.mask, &mut self.memory, &mut self.memory_mask, &mut self.groups] {
+            id.iter_mut().for_each(&mut *visit);
+        }
+    }
+
+    pub(crate) fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        for sublayer in self.layers.iter_mut().flatten() {
+            match &mut sublayer.norm {
+                NormPlacement::Pre(norm) | NormPlacement::Post(norm) => norm.visit(visit),
+                NormPlacement::Sandwich { before, after } => {
+                    before.visit(visit);
+                    after.visit(visit);
+                }
+                NormPlacement::None => {}
+            }
+            match &mut sublayer.kind {
+                SublayerKind::SelfAttention(a)
+                | SublayerKind::CrossAttention(a)
+                | SublayerKind::GroupAttention(a) => a.visit(visit),
+                SublayerKind::FeedForward(f) => {
+                    f.up.visit(visit);
+                    f.gate.iter_mut().for_each(|gate| gate.visit(visit));
+                    f.down.visit(visit);
+                }
+            }
+        }
+        self.final_norm.iter_mut().for_each(|norm| norm.visit(visit));
+    }
+}
+
+impl NormWeights {
+    /// The norm op of these weights.
+    pub fn op(&self, x: ValueId) -> super::Norm {
+        super::Norm {
+            x,
+            kind: self.kind,
+            weight: self.weight,
+            weight_offset: self.weight_offset,
+            bias: self.bias,
+            eps: self.eps,
+        }
+    }
+
+    fn check(&self, c: &ShapeContext<'_>, what: &str, d: usize) -> Result<(), PlanError> {
+        let fixed = [crate::plan::Dim::Fixed(d)];
+        // The norm's own rule, with this place in the message.
+        let place = ShapeContext { place: format!("{} {what}", c.place), ..*c };
+        self.op(ValueId(0)).check(&place, &fixed)
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        if let NormKind::Batch { mean, variance } = &mut self.kind {
+            visit(mean);
+            visit(variance);
+        }
+        self.weight.iter_mut().for_each(&mut *visit);
+        self.bias.iter_mut().for_each(visit);
+    }
+}
+
+impl Product {
+    fn check(
+        &self,
+        c: &ShapeContext<'_>,
+        what: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<(), PlanError> {
+        c.expect_weight(what, self.weight, &[outputs, inputs], "[outputs, inputs]")?;
+        match self.bias {
+            Some(bias) => c.expect_weight(what, bias, &[outputs], "[outputs]"),
+            None => Ok(()),
+        }
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        visit(&mut self.weight);
+        self.bias.iter_mut().for_each(visit);
+    }
+}
+
+impl AttentionLayer {
+    fn check(
+        &self,
+        c: &ShapeContext<'_>,
+        l: usize,
+        d: usize,
+        memory: usize,
+    ) -> Result<(), PlanError> {
+        let width = self.heads * self.head;
+        if width == 0 || (self.rope.is_some() && self.head % 2 != 0) {
+            return Err(c.error(format!("layer {l}: {} heads of {}", self.heads, self.head)));
+        }
+        self.query.check(c, &format!("layer {l} query"), width, d)?;
+        self.key.check(c, &format!("layer {l} key"), width, memory)?;
+        self.value.check(c, &format!("layer {l} value"), width, memory)?;
+        self.output.check(c, &format!("layer {l} output"), d, width)
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        for product in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
+            product.visit(visit);
+        }
+        match &mut self.bias {
+            Some(AttentionBias::Relative { table, .. }) => visit(table),
+            Some(AttentionBias::Weight(bias)) => visit(bias),
+            None => {}
+        }
+        if let Some(norm) = &mut self.qk_norm {
+            visit(&mut norm.query);
+            visit(&mut norm.key);
+        }
+        self.per_dim_scale.iter_mut().for_each(visit);
+    }
+}

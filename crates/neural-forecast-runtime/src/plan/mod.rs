@@ -1,0 +1,287 @@
+//! Plans: what a forecaster computes, as a short list of model-level ops over named values.
+//!
+//! A plan is data. It knows no model, file or device: a model builds one with [`PlanBuilder`], the
+//! shape rule of every op checks it while it is built, and a device compiles one of its entries for
+//! a [`Bucket`] into a program. The batch `B` and the context length `L` are the only free
+//! dimensions.
+
+mod builder;
+mod dim;
+
+pub use builder::PlanBuilder;
+pub use dim::{Bucket, Dim, LengthDim, elements, sizes};
+
+use crate::ops::Op;
+
+/// A value of an entry: an input, or the result of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub(crate) u32);
+
+/// A weight of the plan, shared by all entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub(crate) u32);
+
+/// A state slot declaration of the plan, shared by all entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateId(pub(crate) u32);
+
+impl ValueId {
+    /// Position in [`Entry::values`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl WeightId {
+    /// Position in [`Plan::weights`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl StateId {
+    /// Position in [`Plan::states`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Element type of a value. Masks are `F32` of 0 and 1, because WebGPU storage has no narrower type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float. Devices may keep intermediate values narrower where the precision says so.
+    F32,
+    /// 32-bit signed integer: indices, group ids, lengths.
+    I32,
+}
+
+/// A value's declaration.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// For messages and memory lines.
+    pub name: String,
+    /// Row-major shape, the slowest axis first.
+    pub shape: Vec<Dim>,
+    /// Element type.
+    pub dtype: DType,
+}
+
+/// A weight's declaration: the name under which the model's files hold it, and its shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// Name in the weight source; for a weight made of several, a name for messages.
+    pub name: String,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// Empty for a weight that the source holds under `name`; else the weights of the source that
+    /// are concatenated along the first axis (the fusion pass makes Q, K and V one product so).
+    pub parts: Vec<String>,
+}
+
+/// What a state slot holds. Typed, so that an exported state can be checked before it is imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StateKind {
+    /// Hidden state `h` of a recurrence, `[layers · directions, width]`.
+    Hidden,
+    /// Cell state `c`, `[layers · directions, width]`.
+    Cell,
+    /// Normaliser state `n` of an sLSTM.
+    Normalizer,
+    /// Stabiliser state `m` of an sLSTM.
+    Stabilizer,
+    /// Keys of a sliding window, `[capacity, width]`, written round-robin.
+    KeyRing,
+    /// Values of a sliding window, `[capacity, width]`, written round-robin.
+    ValueRing,
+    /// Rows ever written to a ring, `[1]`.
+    RingPosition,
+    /// Count, mean and sum of squared deviations of a scaler, `[3, channels]`.
+    ScalerStatistics,
+}
+
+/// A state slot's declaration: the shape that one sequence occupies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// For messages and exports.
+    pub name: String,
+    /// What it holds.
+    pub kind: StateKind,
+    /// Shape for one sequence; a store holds it once per slot. Always `F32`, zero when reset.
+    pub shape: Vec<usize>,
+}
+
+/// Which computation of the one weight set an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntryKind {
+    /// A whole context in, a forecast out; touches no state.
+    Full,
+    /// A whole context in, the first output and the sequence's states out.
+    Prefill,
+    /// One more row of an autoregressive roll-out or of a stream; reads and writes states.
+    Step,
+    /// Off the clock, before a row arrives: everything that does not need the row.
+    Prepare,
+    /// On the clock, when the row is there: the rest.
+    Infer,
+}
+
+impl EntryKind {
+    /// The name in messages and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            EntryKind::Full => "full",
+            EntryKind::Prefill => "prefill",
+            EntryKind::Step => "step",
+            EntryKind::Prepare => "prepare",
+            EntryKind::Infer => "infer",
+        }
+    }
+}
+
+/// A named input of an entry.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Name in the contract between model and forecaster, for example `y`.
+    pub name: String,
+    /// The value that holds it.
+    pub value: ValueId,
+}
+
+/// A named output of an entry.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Name, for example `forecast`.
+    pub name: String,
+    /// The value that holds it.
+    pub value: ValueId,
+    /// What each channel of the last axis means; empty where the axis is not channels.
+    pub channels: Vec<Channel>,
+}
+
+/// The meaning of one output channel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Channel {
+    /// A point forecast or mean.
+    Point,
+    /// The quantile of this level, in (0, 1).
+    Quantile(f64),
+    /// A distribution's parameter, in the order the model documents.
+    Parameter(&'static str),
+}
+
+/// One op of an entry with the values it writes.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Where it comes from in the model, for messages and profiles.
+    pub label: String,
+    /// What to compute and from what.
+    pub op: Op,
+    /// The values it writes, in the order that the op documents.
+    pub outputs: Vec<ValueId>,
+}
+
+/// One entry point: inputs, steps in execution order, outputs.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Which entry point.
+    pub kind: EntryKind,
+    /// All values, indexed by [`ValueId`].
+    pub values: Vec<Value>,
+    /// Named inputs.
+    pub inputs: Vec<Input>,
+    /// Steps; each reads only inputs and outputs of earlier steps.
+    pub steps: Vec<Step>,
+    /// Named outputs.
+    pub outputs: Vec<Output>,
+}
+
+impl Entry {
+    /// A value's declaration.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    /// The input of this name.
+    pub fn input(&self, name: &str) -> Option<&Input> {
+        self.inputs.iter().find(|input| input.name == name)
+    }
+
+    /// The output of this name.
+    pub fn output(&self, name: &str) -> Option<&Output> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+}
+
+/// Which context lengths a plan takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// Exactly this many steps.
+    Fixed(usize),
+    /// Any length up to `max`, compiled in buckets that are multiples of `multiple`.
+    Free {
+        /// Longest context in steps.
+        max: usize,
+        /// Bucket granularity, the patch length for patched models.
+        multiple: usize,
+    },
+}
+
+/// One weight set with its entry points.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The architecture's name, for messages.
+    pub name: String,
+    /// Weights of all entries.
+    pub weights: Vec<Weight>,
+    /// States of all entries.
+    pub states: Vec<State>,
+    /// Which context lengths it takes.
+    pub context: Context,
+    /// Entry points, at most one of a kind.
+    pub entries: Vec<Entry>,
+}
+
+impl Plan {
+    /// The entry of this kind.
+    pub fn entry(&self, kind: EntryKind) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.kind == kind)
+    }
+
+    /// A weight's declaration.
+    pub fn weight(&self, id: WeightId) -> &Weight {
+        &self.weights[id.index()]
+    }
+
+    /// A state's declaration.
+    pub fn state(&self, id: StateId) -> &State {
+        &self.states[id.index()]
+    }
+
+    /// Number of trained parameters.
+    pub fn parameters(&self) -> usize {
+        self.weights.iter().map(|w| w.shape.iter().product::<usize>()).sum()
+    }
+
+    /// The smallest length bucket that holds a context of `length` steps; `None` if it is too long.
+    /// Free lengths round up to `multiple · 2^k`, so that few programs serve all lengths.
+    pub fn length_bucket(&self, length: usize) -> Option<usize> {
+        match self.context {
+            Context::Fixed(n) => (length <= n).then_some(n),
+            Context::Free { max, multiple } => {
+                if length > max {
+                    return None;
+                }
+                let mut bucket = multiple.max(1);
+                while bucket < length {
+                    bucket *= 2;
+                }
+                Some(bucket.min(max.next_multiple_of(multiple.max(1))))
+            }
+        }
+    }
+
+    /// The smallest batch bucket for `rows`: powers of two up to `largest`, then `largest` itself.
+    pub fn batch_bucket(rows: usize, largest: usize) -> usize {
+        rows.max(1).next_power_of_two().min(largest.max(1))
+    }
+}
