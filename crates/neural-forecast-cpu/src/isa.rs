@@ -1,0 +1,134 @@
+//! Which instruction set serves this process, chosen once when the device opens.
+//!
+//! Never falls back silently: a tier that was asked for and is not there is an error.
+
+use crate::simd::{Kernel, Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use std::fmt;
+
+/// The environment variable that forces a tier.
+pub const ISA_VARIABLE: &str = "NF_CPU_ISA";
+
+/// A tier with the proof that this machine has it.
+#[derive(Clone, Copy, Debug)]
+pub enum Isa {
+    /// Plain Rust, on every machine.
+    Portable(Portable),
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 F, BW, VL and DQ.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+/// Why a tier cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsaError {
+    asked: String,
+    known: bool,
+}
+
+impl fmt::Display for IsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
+        if self.known {
+            write!(f, "this machine has no `{}` instructions, it has {found}", self.asked)
+        } else {
+            write!(
+                f,
+                "unknown instruction set `{}`, expected portable, avx2 or avx512 (found {found})",
+                self.asked
+            )
+        }
+    }
+}
+
+impl std::error::Error for IsaError {}
+
+impl Isa {
+    /// Every tier of this machine, the best one last.
+    pub fn available() -> Vec<Isa> {
+        let portable = Portable::new().map(Isa::Portable);
+        #[cfg(target_arch = "x86_64")]
+        let found = [portable, Avx2::new().map(Isa::Avx2), Avx512::new().map(Isa::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let found = [portable];
+        found.into_iter().flatten().collect()
+    }
+
+    /// The tier named `name`, or the best one.
+    ///
+    /// # Errors
+    /// If there is no such tier, or not on this machine.
+    pub fn named(name: Option<&str>) -> Result<Isa, IsaError> {
+        let mut available = Isa::available();
+        match name {
+            None => available.pop().ok_or(IsaError { asked: "portable".into(), known: true }),
+            Some(name) => available.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
+                let known = ["portable", "avx2", "avx512"].contains(&name);
+                IsaError { asked: name.to_owned(), known }
+            }),
+        }
+    }
+
+    /// The tier that [`ISA_VARIABLE`] names, or the best one where it is unset or empty.
+    ///
+    /// # Errors
+    /// As [`Isa::named`].
+    pub fn from_environment() -> Result<Isa, IsaError> {
+        let value = std::env::var_os(ISA_VARIABLE).filter(|value| !value.is_empty());
+        let value = value.map(|value| value.to_string_lossy().into_owned());
+        Isa::named(value.as_deref())
+    }
+
+    /// `portable`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable(_) => Portable::NAME,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Avx2::NAME,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => Avx512::NAME,
+        }
+    }
+
+    /// Floats in a vector.
+    pub fn lanes(self) -> usize {
+        match self {
+            Isa::Portable(_) => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => Avx512::LANES,
+        }
+    }
+
+    /// Runs a kernel on this tier.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Portable(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(simd) => simd.vectorize(kernel),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forced_tier_is_that_tier_or_an_error() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::named(Some(isa.name())).map(|found| found.name()), Ok(isa.name()));
+        }
+        let error = Isa::named(Some("avx1024")).map(|isa| isa.name()).unwrap_err();
+        assert!(error.to_string().contains("`avx1024`"), "{error}");
+        assert!(error.to_string().contains("portable"), "{error}");
+    }
+}

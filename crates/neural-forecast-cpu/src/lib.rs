@@ -1,0 +1,11 @@
+//! SIMD backend of `neural-forecast`: kernels over packed weights, one small team of threads, and
+//! the device contract on top of them.
+//!
+//! Knows no model, file or network. `unsafe` lives here: intrinsics, and slices that the workers of
+//! a team share while each writes its own part.
+
+pub mod isa;
+pub mod simd;
+pub mod vecmath;
+
+pub use isa::{Isa, IsaError};
