@@ -1,6 +1,7 @@
 //! Neural time-series forecasting: series in, forecasts out.
 #![forbid(unsafe_code)]
 
+pub mod calendar;
 pub mod error;
 
 pub use error::{Error, ErrorKind, Result};
