@@ -4,6 +4,8 @@
 //! progress, draws and writes.
 #![forbid(unsafe_code)]
 
+pub mod plot;
+
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
