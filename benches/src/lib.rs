@@ -1,0 +1,2 @@
+//! Benchmarks of the workspace. Not a library: it exports nothing.
+#![forbid(unsafe_code)]
