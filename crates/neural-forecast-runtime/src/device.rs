@@ -331,7 +331,7 @@ impl Default for LoadOptions {
 }
 
 /// What a program is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Request {
     /// Which entry of the plan.
     pub entry: EntryKind,

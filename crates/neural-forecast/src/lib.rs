@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod calendar;
+pub mod engine;
 pub mod error;
 
 pub use error::{Error, ErrorKind, Result};
