@@ -109,7 +109,9 @@ fn owners(entry: &Entry) -> Vec<usize> {
 /// Half-open ranges of step numbers during which each owner is live.
 fn lifetimes(entry: &Entry, owners: &[usize]) -> Vec<Range<usize>> {
     let end = entry.steps.len() + 1;
-    let mut lives: Vec<Range<usize>> = vec![usize::MAX..0; entry.values.len()];
+    // Empty until touched: a start after every step.
+    let untouched = Range { start: usize::MAX, end: 0 };
+    let mut lives: Vec<Range<usize>> = vec![untouched; entry.values.len()];
     let mut touch = |value: ValueId, at: usize| {
         let life = &mut lives[owners[value.index()]];
         life.start = life.start.min(at);

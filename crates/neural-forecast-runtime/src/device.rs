@@ -555,14 +555,15 @@ pub fn check_limits(
             let most = capabilities.bindings_max;
             exceeded.push((step.label.clone(), format!("binds {bindings} buffers of {most}")));
         }
-        let largest = weights
-            .iter()
-            .map(|&w| plan.weight(w).shape.iter().product::<usize>() as u64 * 4)
-            .chain(step.outputs.iter().map(|&value| {
-                crate::plan::elements(&entry.value(value).shape, bucket) as u64 * 4
-            }))
-            .max()
-            .unwrap_or(0);
+        let largest =
+            weights
+                .iter()
+                .map(|&w| plan.weight(w).shape.iter().product::<usize>() as u64 * 4)
+                .chain(step.outputs.iter().map(|&value| {
+                    crate::plan::elements(&entry.value(value).shape, bucket) as u64 * 4
+                }))
+                .max()
+                .unwrap_or(0);
         if largest > capabilities.binding_bytes_max {
             let most = capabilities.binding_bytes_max;
             exceeded.push((step.label.clone(), format!("binds {largest} bytes of {most}")));

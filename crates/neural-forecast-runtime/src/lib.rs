@@ -15,5 +15,6 @@ pub mod device;
 mod error;
 pub mod ops;
 pub mod plan;
+pub mod reference;
 
 pub use error::{DeviceError, DeviceErrorKind, PlanError};

@@ -5,9 +5,11 @@
 //! fused QKV product needs no copy. No implementation may store a `T × T` matrix; residual scores
 //! (RealFormer) are sums of products over depth and are given as such.
 
+use super::elementwise::{softmax, softplus};
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, StateId, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Columns `start .. start + width` of the last axis of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +58,13 @@ pub enum AttentionBias {
 }
 
 /// A sliding window of keys and values in state slots.
+///
+/// Row `t` of a run has the position `p + (visible rows of the run before t)`, where `p` is the
+/// stored position; it is kept at index `position mod capacity`, keys rotated and normalised. Rows
+/// that the key mask hides are not appended and advance no position, so that a padded prefill gives
+/// what an unpadded one gives. A query at position `a` sees the keys after `a − capacity` that were
+/// there before the run or (causal: up to and including its own row) are in it, however the stream
+/// was cut into runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KeyValueRing {
     /// `[capacity, heads · head]`.
@@ -71,6 +80,10 @@ pub struct KeyValueRing {
 ///
 /// `scores[h, i, j] = Σ_p scale[p] · q_p[i, h]·k_p[j, h] + bias`, softmax over the keys `j` that
 /// mask, causality and groups allow; a query that may see no key gets zeros.
+///
+/// Key `j` is at position `j` and query `i` at position `i + (Tk − Tq)`: queries are the last rows.
+/// Causality, rotary positions and relative bias all go by these positions. Each query and key is
+/// rotated, then normalised, then (queries) scaled by dimension.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     /// Queries `[B, Tq, heads · head]`; more than one where scores of earlier layers are added.
@@ -83,7 +96,7 @@ pub struct Attention {
     pub heads: usize,
     /// Scale of each pair of queries and keys.
     pub scales: Vec<f32>,
-    /// Key `j` is visible to query `i` only if `j ≤ i + (Tk − Tq)`.
+    /// Key `j` is visible to query `i` only if it is not at a later position.
     pub causal: bool,
     /// `[B, Tk]`: 1 where a key is visible.
     pub key_mask: Option<ValueId>,
@@ -93,7 +106,7 @@ pub struct Attention {
     pub rope: Option<Rope>,
     /// Normalised queries and keys.
     pub qk_norm: Option<QkNorm>,
-    /// `[head]`: query dimension `d` is multiplied by `1.442695041 / √head · softplus(w[d])`.
+    /// `[head]`: query dimension `d` is multiplied by `1 / (ln 2 · √head) · softplus(w[d])`.
     pub per_dim_scale: Option<WeightId>,
     /// Attend over the batch instead of over time: row `a` sees row `b` at the same position, if
     /// their groups (`[B]`, `I32`) are equal. The key mask then belongs to `(b, position)`.
@@ -160,13 +173,13 @@ impl Attention {
                 return Err(c.error(format!("`{what}` differ in shape over depth")));
             }
         }
-        if width % self.heads != 0 {
+        if !width.is_multiple_of(self.heads) {
             return Err(c.error(format!("{width} columns do not divide into {} heads", self.heads)));
         }
         if self.columns(c, "values", &self.values)? != (rows, keys) {
             return Err(c.error("`values` and `keys` differ in batch or time"));
         }
-        if !self.mean_heads && self.values.width % self.heads != 0 {
+        if !self.mean_heads && !self.values.width.is_multiple_of(self.heads) {
             return Err(c.error("value columns do not divide into heads"));
         }
         self.check_options(c, rows, queries, keys)?;
@@ -200,7 +213,7 @@ impl Attention {
             }
             None => {}
         }
-        if self.rope.is_some() && head % 2 != 0 {
+        if self.rope.is_some() && !head.is_multiple_of(2) {
             return Err(c.error(format!("rotary positions need an even head, found {head}")));
         }
         if let Some(norm) = &self.qk_norm {
@@ -271,4 +284,284 @@ impl Attention {
         }
         self.per_dim_scale.iter_mut().for_each(visit);
     }
+}
+
+/// Which row of a T5 bias table serves a distance, as `transformers` computes it (the logarithm in
+/// single precision, because that decides the boundaries). `relative` is key − query.
+pub fn relative_bucket(
+    relative: isize,
+    buckets: usize,
+    max_distance: usize,
+    bidirectional: bool,
+) -> usize {
+    let (sided, first) = match bidirectional {
+        true if relative > 0 => (buckets / 2, buckets / 2),
+        true => (buckets / 2, 0),
+        false => (buckets, 0),
+    };
+    let distance =
+        if bidirectional { relative.unsigned_abs() } else { (-relative).max(0) as usize };
+    let exact = sided / 2;
+    if distance < exact || sided == 0 {
+        return first + distance.min(sided.saturating_sub(1));
+    }
+    let steps = (distance as f32 / exact as f32).ln();
+    let range = (max_distance as f64 / exact as f64).ln() as f32;
+    let bucket = exact + (steps / range * (sided - exact) as f32) as usize;
+    first + bucket.min(sided - 1)
+}
+
+/// One key with its value, as a query sees them.
+struct Seen {
+    /// Keys of each depth, `[heads · head]`.
+    keys: Vec<Vec<f64>>,
+    value: Vec<f64>,
+    position: isize,
+}
+
+impl Attention {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        if self.ring.is_some() {
+            return vec![self.over_ring(c)];
+        }
+        if self.groups.is_some() {
+            return vec![self.over_batch(c)];
+        }
+        let shape = &c.value(self.queries[0].value).shape;
+        let (rows, queries) = (shape[0], shape[1]);
+        let keys = c.value(self.keys[0].value).shape[1];
+        let shift = keys as isize - queries as isize;
+        let mut y = Vec::new();
+        for b in 0..rows {
+            let seen: Vec<Seen> = (0..keys).map(|j| self.key(c, b, j, j as isize)).collect();
+            for i in 0..queries {
+                let position = i as isize + shift;
+                let query = self.query(c, b, i, position);
+                let visible = (0..keys).filter(|&j| {
+                    let masked = self.key_mask.is_some_and(|m| c.value(m).at(&[b, j]) == 0.0);
+                    !masked && (!self.causal || j as isize <= position)
+                });
+                let visible: Vec<(&Seen, Option<(usize, usize)>)> =
+                    visible.map(|j| (&seen[j], Some((i, j)))).collect();
+                y.extend(self.attend(c, &query, position, &visible));
+            }
+        }
+        vec![Tensor::new([rows, queries, self.values.width], y)]
+    }
+
+    /// Row `a` attends to the rows of its group at the same position.
+    fn over_batch(&self, c: &ReferenceContext<'_>) -> Tensor {
+        let shape = &c.value(self.queries[0].value).shape;
+        let (rows, time) = (shape[0], shape[1]);
+        let group = |row: usize| self.groups.map(|groups| c.value(groups).data[row]);
+        let mut y = Vec::new();
+        for a in 0..rows {
+            for t in 0..time {
+                let visible = (0..rows).filter(|&b| {
+                    let masked = self.key_mask.is_some_and(|m| c.value(m).at(&[b, t]) == 0.0);
+                    group(a) == group(b) && !masked
+                });
+                let seen: Vec<Seen> = visible.map(|b| self.key(c, b, t, 0)).collect();
+                let visible: Vec<_> = seen.iter().map(|key| (key, None)).collect();
+                y.extend(self.attend(c, &self.query(c, a, t, 0), 0, &visible));
+            }
+        }
+        Tensor::new([rows, time, self.values.width], y)
+    }
+
+    /// The rows of this run after those of the ring, which they are then appended to.
+    fn over_ring(&self, c: &mut ReferenceContext<'_>) -> Tensor {
+        let ring = self.ring.expect("only attention with a ring comes here");
+        let shape = &c.value(self.queries[0].value).shape;
+        let (rows, time) = (shape[0], shape[1]);
+        let mut keys = c.state(ring.keys).clone();
+        let mut values = c.state(ring.values).clone();
+        let mut positions = c.state(ring.position).clone();
+        let capacity = keys.shape[1] as isize;
+        let mut y = Vec::new();
+        for b in 0..rows {
+            let written = positions.at(&[b, 0]) as isize;
+            let slot = |position: isize| position.rem_euclid(capacity) as usize;
+            let mut seen: Vec<Seen> = ((written - capacity).max(0)..written)
+                .map(|position| Seen {
+                    keys: vec![row_of(&keys, b, slot(position)).to_vec()],
+                    value: row_of(&values, b, slot(position)).to_vec(),
+                    position,
+                })
+                .collect();
+            let old = seen.len();
+            let mut next = written;
+            let mut queries = Vec::new();
+            for t in 0..time {
+                queries.push((self.query(c, b, t, next), next, seen.len()));
+                if self.key_mask.is_none_or(|mask| c.value(mask).at(&[b, t]) != 0.0) {
+                    seen.push(self.key(c, b, t, next));
+                    next += 1;
+                    queries[t].2 = seen.len();
+                }
+            }
+            for (query, position, until) in queries {
+                let until = if self.causal { until } else { seen.len() };
+                let window = seen[..until].iter();
+                let window = window.filter(|key| key.position > position - capacity);
+                let visible: Vec<_> = window.map(|key| (key, None)).collect();
+                y.extend(self.attend(c, &query, position, &visible));
+            }
+            for key in &seen[old..] {
+                row_of_mut(&mut keys, b, slot(key.position)).copy_from_slice(&key.keys[0]);
+                row_of_mut(&mut values, b, slot(key.position)).copy_from_slice(&key.value);
+            }
+            *positions.at_mut(&[b, 0]) = next as f64;
+        }
+        c.set_state(ring.keys, keys);
+        c.set_state(ring.values, values);
+        c.set_state(ring.position, positions);
+        Tensor::new([rows, time, self.values.width], y)
+    }
+
+    /// The result row of one query over the keys it sees; `cell` is (query, key) of a bias matrix.
+    fn attend(
+        &self,
+        c: &ReferenceContext<'_>,
+        query: &[Vec<f64>],
+        position: isize,
+        visible: &[(&Seen, Option<(usize, usize)>)],
+    ) -> Vec<f64> {
+        let mut y = vec![0.0; self.values.width];
+        let head = self.head();
+        for h in 0..self.heads {
+            if visible.is_empty() {
+                break;
+            }
+            let mut scores: Vec<f64> = visible
+                .iter()
+                .map(|(key, cell)| {
+                    let products = query.iter().zip(&key.keys).zip(&self.scales);
+                    let products = products.map(|((q, k), &scale)| {
+                        let range = h * head..(h + 1) * head;
+                        let pairs = q[range.clone()].iter().zip(&k[range]);
+                        f64::from(scale) * pairs.map(|(q, k)| q * k).sum::<f64>()
+                    });
+                    products.sum::<f64>() + self.bias(c, h, key.position - position, *cell)
+                })
+                .collect();
+            softmax(&mut scores);
+            let width = if self.mean_heads { y.len() } else { y.len() / self.heads };
+            for (weight, (key, _)) in scores.iter().zip(visible) {
+                for d in 0..width {
+                    if self.mean_heads {
+                        y[d] += weight * key.value[d] / self.heads as f64;
+                    } else {
+                        y[h * width + d] += weight * key.value[h * width + d];
+                    }
+                }
+            }
+        }
+        y
+    }
+
+    fn bias(
+        &self,
+        c: &ReferenceContext<'_>,
+        head: usize,
+        relative: isize,
+        cell: Option<(usize, usize)>,
+    ) -> f64 {
+        match (self.bias, cell) {
+            (Some(AttentionBias::Relative { table, max_distance, bidirectional }), _) => {
+                let table = c.weight(table);
+                let bucket = relative_bucket(relative, table.shape[0], max_distance, bidirectional);
+                table.at(&[bucket, head])
+            }
+            (Some(AttentionBias::Weight(bias)), Some((i, j))) => {
+                let bias = c.weight(bias);
+                bias.at(&[head.min(bias.shape[0] - 1), i, j])
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// The queries of all depths at a row and time, rotated, normalised and scaled.
+    fn query(&self, c: &ReferenceContext<'_>, b: usize, t: usize, at: isize) -> Vec<Vec<f64>> {
+        let norm = self.qk_norm.map(|norm| (norm.query, norm.eps));
+        let scale = self.per_dim_scale.map(|weight| &c.weight(weight).data);
+        let head = self.head();
+        let columns = self.queries.iter();
+        let queries = columns.map(|columns| {
+            let mut query = self.prepared(c, columns, b, t, at, norm);
+            if let Some(scale) = scale {
+                for (d, q) in query.iter_mut().enumerate() {
+                    *q *=
+                        std::f64::consts::LOG2_E / (head as f64).sqrt() * softplus(scale[d % head]);
+                }
+            }
+            query
+        });
+        queries.collect()
+    }
+
+    fn key(&self, c: &ReferenceContext<'_>, b: usize, t: usize, position: isize) -> Seen {
+        let norm = self.qk_norm.map(|norm| (norm.key, norm.eps));
+        let columns = self.keys.iter();
+        let keys = columns.map(|columns| self.prepared(c, columns, b, t, position, norm)).collect();
+        Seen { keys, value: self.values.row(c, b, t).to_vec(), position }
+    }
+
+    /// Columns at a row and time, rotated to a position, then normalised.
+    fn prepared(
+        &self,
+        c: &ReferenceContext<'_>,
+        columns: &Columns,
+        b: usize,
+        t: usize,
+        position: isize,
+        norm: Option<(WeightId, f32)>,
+    ) -> Vec<f64> {
+        let mut row = columns.row(c, b, t).to_vec();
+        let head = self.head();
+        for head_row in row.chunks_exact_mut(head) {
+            if let Some(rope) = self.rope {
+                rope.rotate(head_row, position);
+            }
+            if let Some((weight, eps)) = norm {
+                let square = head_row.iter().map(|x| x * x).sum::<f64>() / head as f64;
+                for (x, w) in head_row.iter_mut().zip(&c.weight(weight).data) {
+                    *x = *x / (square + f64::from(eps)).sqrt() * w;
+                }
+            }
+        }
+        row
+    }
+}
+
+impl Rope {
+    /// Turns the pairs `(j, j + head/2)` of one head.
+    fn rotate(&self, head: &mut [f64], position: isize) {
+        let half = head.len() / 2;
+        for j in 0..half {
+            let frequency = f64::from(self.theta).powf(-2.0 * j as f64 / head.len() as f64);
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (a, b) = (head[j], head[j + half]);
+            head[j] = a * cos - b * sin;
+            head[j + half] = b * cos + a * sin;
+        }
+    }
+}
+
+impl Columns {
+    fn row<'a>(&self, c: &'a ReferenceContext<'_>, b: usize, t: usize) -> &'a [f64] {
+        &row_of(c.value(self.value), b, t)[self.start..self.start + self.width]
+    }
+}
+
+/// The vector at `[b, t]` of a tensor of rank 3.
+fn row_of(x: &Tensor, b: usize, t: usize) -> &[f64] {
+    let start = (b * x.shape[1] + t) * x.shape[2];
+    &x.data[start..start + x.shape[2]]
+}
+
+/// The vector at `[b, t]` of a tensor of rank 3, to write.
+fn row_of_mut(x: &mut Tensor, b: usize, t: usize) -> &mut [f64] {
+    let (start, width) = ((b * x.shape[1] + t) * x.shape[2], x.shape[2]);
+    &mut x.data[start..start + width]
 }

@@ -5,6 +5,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Parameters of `embedding`. Writes `[…, D]`. An index outside the table is clamped to it: devices
 /// cannot fail in the middle of a run, and the forecaster checks indices before.
@@ -39,5 +40,19 @@ impl Embedding {
 
     pub(crate) fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
         visit(&mut self.table);
+    }
+}
+
+impl Embedding {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let (indices, table) = (c.value(self.indices), c.weight(self.table));
+        let last = (table.shape[0] - 1) as f64;
+        let mut shape = indices.shape.clone();
+        shape.push(table.width());
+        let y = Tensor::from_fn(shape, |at| {
+            let (&d, index) = at.split_last().expect("the result has the features as an axis");
+            table.at(&[indices.at(index).clamp(0.0, last) as usize, d])
+        });
+        vec![y]
     }
 }

@@ -5,6 +5,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Parameters of `concat`: at least one value, joined along `axis`. Writes one value.
 #[derive(Clone, Debug, PartialEq)]
@@ -228,7 +229,8 @@ impl Reshape {
         let x = c.shape(self.x);
         // Symbolic products are compared at three buckets, which no two different products of
         // dimensions of our form agree on for all of.
-        let probes = [(1, 240), (7, 1680), (3, 3600)].map(|(batch, length)| Bucket { batch, length });
+        let probes =
+            [(1, 240), (7, 1680), (3, 3600)].map(|(batch, length)| Bucket { batch, length });
         if probes.iter().any(|&b| elements(x, b) != elements(&self.shape, b)) {
             return Err(c.error(format!("{x:?} has not the elements of {:?}", self.shape)));
         }
@@ -250,4 +252,106 @@ impl Ramp {
     pub(crate) fn visit_values(&mut self, _: &mut dyn FnMut(&mut ValueId)) {}
 
     pub(crate) fn visit_weights(&mut self, _: &mut dyn FnMut(&mut WeightId)) {}
+}
+
+impl Concat {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let parts: Vec<&Tensor> = self.parts.iter().map(|&part| c.value(part)).collect();
+        let mut shape = parts[0].shape.clone();
+        shape[self.axis] = parts.iter().map(|part| part.shape[self.axis]).sum();
+        let y = Tensor::from_fn(shape, |at| {
+            let mut from = at.to_vec();
+            let mut parts = parts.iter();
+            loop {
+                let part = parts.next().expect("an index of the joined axis is in some part");
+                if from[self.axis] < part.shape[self.axis] {
+                    return part.at(&from);
+                }
+                from[self.axis] -= part.shape[self.axis];
+            }
+        });
+        vec![y]
+    }
+}
+
+impl Slice {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let mut shape = x.shape.clone();
+        shape[self.axis] = c.at(self.length);
+        let start = match self.from {
+            From::Start(start) => start,
+            From::End => x.shape[self.axis] - shape[self.axis],
+        };
+        let y = Tensor::from_fn(shape, |at| {
+            let mut from = at.to_vec();
+            from[self.axis] += start;
+            x.at(&from)
+        });
+        vec![y]
+    }
+}
+
+impl Gather {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let (x, indices) = (c.value(self.x), c.value(self.indices));
+        let mut shape = x.shape.clone();
+        let last = x.shape[self.axis].saturating_sub(1) as f64;
+        shape[self.axis] = indices.data.len();
+        let y = Tensor::from_fn(shape, |at| {
+            let mut from = at.to_vec();
+            from[self.axis] = indices.data[at[self.axis]].clamp(0.0, last) as usize;
+            x.at(&from)
+        });
+        vec![y]
+    }
+}
+
+impl Transpose {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let shape: Vec<usize> = self.permutation.iter().map(|&axis| x.shape[axis]).collect();
+        let y = Tensor::from_fn(shape, |at| {
+            let mut from = vec![0; at.len()];
+            for (&i, &axis) in at.iter().zip(&self.permutation) {
+                from[axis] = i;
+            }
+            x.at(&from)
+        });
+        vec![y]
+    }
+}
+
+impl Expand {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = match self.x {
+            super::Operand::Value(x) => c.value(x),
+            super::Operand::Weight(w) => c.weight(w),
+        };
+        let mut shape = x.shape.clone();
+        shape.insert(self.axis, c.at(self.count));
+        let y = Tensor::from_fn(shape, |at| {
+            let mut from = at.to_vec();
+            from.remove(self.axis);
+            x.at(&from)
+        });
+        vec![y]
+    }
+}
+
+impl Reshape {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let shape = crate::plan::sizes(&self.shape, c.bucket());
+        vec![Tensor::new(shape, c.value(self.x).data.as_slice())]
+    }
+}
+
+impl Ramp {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let length = c.bucket().length as f64;
+        let y = Tensor::from_fn([c.at(self.count)], |at| {
+            (self.start + at[0] as f64 + self.length_factor * length) * self.factor
+        });
+        vec![y]
+    }
 }

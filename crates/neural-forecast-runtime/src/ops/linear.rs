@@ -7,6 +7,7 @@
 use super::{Activation, Norm, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Which axis the product contracts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,9 @@ impl Linear {
             }
             LinearAxis::Time => {
                 if x.len() < 2 {
-                    return Err(c.error(format!("`x` has shape {x:?}, expected […, time, channels]")));
+                    return Err(
+                        c.error(format!("`x` has shape {x:?}, expected […, time, channels]"))
+                    );
                 }
                 let t = c.fixed("the time axis of `x`", x.get(x.len() - 2))?;
                 let h = *weight.first().unwrap_or(&0);
@@ -168,4 +171,90 @@ impl Linear {
             gate.bias.iter_mut().for_each(visit);
         }
     }
+}
+
+impl Linear {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let normed = self.prologue.as_ref().map(|norm| norm.apply(c, x));
+        let x = normed.as_ref().unwrap_or(x);
+        let mut y = self.product(c, x, self.weight, self.bias);
+        for value in &mut y.data {
+            *value = self.activation.apply(*value);
+        }
+        if let Some(gate) = &self.gate {
+            let gates = self.product(c, x, gate.weight, gate.bias);
+            for (value, gated) in y.data.iter_mut().zip(gates.data) {
+                *value *= gate.activation.apply(gated);
+            }
+        }
+        if let Some(residual) = self.residual {
+            for (value, residual) in y.data.iter_mut().zip(&c.value(residual).data) {
+                *value += residual;
+            }
+        }
+        vec![y]
+    }
+
+    /// The product along the axis, and its bias.
+    fn product(
+        &self,
+        c: &ReferenceContext<'_>,
+        x: &Tensor,
+        weight: WeightId,
+        bias: Option<WeightId>,
+    ) -> Tensor {
+        let (w, bias) = (c.weight(weight), c.optional(bias));
+        match self.axis {
+            LinearAxis::Features => product(x, w, bias),
+            LinearAxis::Time => {
+                let (time, channels) = (x.shape.len() - 2, x.shape.len() - 1);
+                let mut shape = x.shape.clone();
+                shape[time] = w.shape[0];
+                Tensor::from_fn(shape, |at| {
+                    let mut from = at.to_vec();
+                    let mut sum = bias.map_or(0.0, |bias| bias[at[time]]);
+                    for t in 0..x.shape[time] {
+                        from[time] = t;
+                        from[channels] = at[channels];
+                        sum += w.at(&[at[time], t]) * x.at(&from);
+                    }
+                    sum
+                })
+            }
+            LinearAxis::Heads(heads) => {
+                let (n, k) = (w.shape[1], w.shape[2]);
+                let mut shape = x.shape.clone();
+                shape[x.shape.len() - 1] = heads * n;
+                let mut y = Vec::with_capacity(shape.iter().product());
+                for row in x.rows() {
+                    for output in 0..heads * n {
+                        let (head, j) = (output / n, output % n);
+                        let terms = (0..k).map(|i| w.at(&[head, j, i]) * row[head * k + i]);
+                        y.push(bias.map_or(0.0, |bias| bias[output]) + terms.sum::<f64>());
+                    }
+                }
+                Tensor::new(shape, y)
+            }
+        }
+    }
+}
+
+/// `x·Wᵀ + b` along the last axis: `x` `[…, K]`, `w` `[N, K]`, result `[…, N]`.
+pub(crate) fn product(x: &Tensor, w: &Tensor, bias: Option<&[f64]>) -> Tensor {
+    let mut shape = x.shape.clone();
+    let last = shape.len() - 1;
+    shape[last] = w.shape[0];
+    let mut y = Vec::with_capacity(shape.iter().product());
+    for row in x.rows() {
+        for (n, weights) in w.rows().enumerate() {
+            let sum: f64 = weights.iter().zip(row).map(|(w, x)| w * x).sum();
+            y.push(sum + bias.map_or(0.0, |bias| bias[n]));
+        }
+    }
+    // A product over no inputs is its bias; there are no rows to walk then.
+    if x.width() == 0 {
+        return Tensor::from_fn(shape, |at| bias.map_or(0.0, |bias| bias[at[last]]));
+    }
+    Tensor::new(shape, y)
 }

@@ -21,7 +21,9 @@ mod quantile;
 mod rnn_stack;
 mod stack;
 
-pub use attention::{Attention, AttentionBias, Columns, KeyValueRing, QkNorm, Rope};
+pub use attention::{
+    Attention, AttentionBias, Columns, KeyValueRing, QkNorm, Rope, relative_bucket,
+};
 pub use elementwise::{Activation, Binary, BinaryKind, Operand, Unary, UnaryKind, WeightedSum};
 pub use embedding::Embedding;
 pub use interpolate::{Interpolate, InterpolateKind};
@@ -33,14 +35,15 @@ pub use normalize::{
 };
 pub use patch::{Patch, PatchPad};
 pub use pool::{Pool, PoolKind};
-pub use quantile::{Distribution, EmpiricalQuantiles, Sample};
+pub use quantile::{Distribution, EmpiricalQuantiles, Sample, philox};
 pub use rnn_stack::{Cell, Initial, RnnStack, RnnStates, RnnWeights};
 pub use stack::{
     AttentionLayer, FeedForward, NormPlacement, NormWeights, Product, Stack, Sublayer, SublayerKind,
 };
 
 use crate::error::PlanError;
-use crate::plan::{DType, Dim, Entry, Plan, StateId, ValueId, WeightId};
+use crate::plan::{Bucket, DType, Dim, Entry, Plan, StateId, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Which positions of a time axis a sequence op must produce. What is not kept is not computed,
 /// where the op's definition allows that.
@@ -282,6 +285,61 @@ impl Op {
         for_op!(self, op => op.shape(context))
     }
 
+    /// Why it cannot be computed in a bucket, if it cannot.
+    pub(crate) fn misfit(&self, entry: &Entry, bucket: Bucket) -> Option<String> {
+        let length = |x: ValueId, axis: usize| {
+            entry.value(x).shape.get(axis).map_or(0, |dim| dim.at(bucket))
+        };
+        let kept = |keep: Keep, found: usize| match keep {
+            Keep::Last(n) if n > found => Some(format!("keeps the last {n} of {found} positions")),
+            _ => None,
+        };
+        match self {
+            Op::Slice(op) => {
+                let (found, wanted) = (length(op.x, op.axis), op.length.at(bucket));
+                let start = if let From::Start(start) = op.from { start } else { 0 };
+                (start.saturating_add(wanted) > found).then(|| {
+                    let axis = op.axis;
+                    format!(
+                        "takes {wanted} positions from {start} of axis {axis}, which has {found}"
+                    )
+                })
+            }
+            Op::Patch(op) => {
+                let found = entry.value(op.x).shape.last().map_or(0, |dim| dim.at(bucket));
+                let repeated = if let PatchPad::RepeatLast(n) = op.pad { n } else { 0 };
+                let short = match op.pad {
+                    PatchPad::ZeroFirst => found == 0,
+                    _ => found.saturating_add(repeated) < op.length,
+                };
+                let p = op.length;
+                short.then(|| format!("needs {p} steps for a patch, found {found}"))
+            }
+            Op::Normalize(op) => match op.statistics {
+                Statistics::First(n) if n > length(op.x, 1) => {
+                    Some(format!("statistics of {n} of {} positions", length(op.x, 1)))
+                }
+                _ => None,
+            },
+            Op::Reshape(op) => {
+                let found = crate::plan::elements(&entry.value(op.x).shape, bucket);
+                let wanted = crate::plan::elements(&op.shape, bucket);
+                (found != wanted).then(|| format!("{found} elements cannot become {wanted}"))
+            }
+            Op::RnnStack(op) => kept(op.keep, length(op.x, 1)),
+            Op::EncoderStack(op) | Op::DecoderStack(op) => kept(op.keep, length(op.x, 1)),
+            Op::Gather(op) if length(op.x, op.axis) == 0 => {
+                Some(format!("gathers from axis {}, which is empty", op.axis))
+            }
+            _ => None,
+        }
+    }
+
+    /// Computes it in `f64`, on what the context holds.
+    pub(crate) fn reference(&self, context: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        for_op!(self, op => op.reference(context))
+    }
+
     /// The values it reads.
     pub fn reads(&self) -> Vec<ValueId> {
         let mut reads = Vec::new();
@@ -332,7 +390,26 @@ macro_rules! into_op {
 }
 
 into_op!(
-    Normalize, Denormalize, Patch, Linear, Norm, Attention, RnnStack, Embedding, Concat, Slice,
-    Gather, Transpose, Expand, Reshape, Ramp, Pool, Interpolate, Unary, Binary, WeightedSum,
-    EmpiricalQuantiles, Sample
+    Normalize,
+    Denormalize,
+    Patch,
+    Linear,
+    Norm,
+    Attention,
+    RnnStack,
+    Embedding,
+    Concat,
+    Slice,
+    Gather,
+    Transpose,
+    Expand,
+    Reshape,
+    Ramp,
+    Pool,
+    Interpolate,
+    Unary,
+    Binary,
+    WeightedSum,
+    EmpiricalQuantiles,
+    Sample
 );

@@ -5,6 +5,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Which statistics a row is normalised by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,4 +93,49 @@ impl Norm {
         self.weight.iter_mut().for_each(&mut *visit);
         self.bias.iter_mut().for_each(visit);
     }
+}
+
+impl Norm {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        vec![self.apply(c, c.value(self.x))]
+    }
+
+    /// The norm of the rows of any value.
+    pub(crate) fn apply(&self, c: &ReferenceContext<'_>, x: &Tensor) -> Tensor {
+        let eps = f64::from(self.eps);
+        let (weight, bias) = (c.optional(self.weight), c.optional(self.bias));
+        let mut y = x.clone();
+        let width = x.width().max(1);
+        for row in y.data.chunks_exact_mut(width) {
+            match self.kind {
+                NormKind::Layer => layer(row, eps),
+                NormKind::Group(groups) => {
+                    row.chunks_exact_mut(width / groups).for_each(|group| layer(group, eps));
+                }
+                NormKind::Rms => {
+                    let square = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+                    row.iter_mut().for_each(|x| *x /= (square + eps).sqrt());
+                }
+                NormKind::Batch { mean, variance } => {
+                    let (mean, variance) = (&c.weight(mean).data, &c.weight(variance).data);
+                    for (d, x) in row.iter_mut().enumerate() {
+                        *x = (*x - mean[d]) / (variance[d] + eps).sqrt();
+                    }
+                }
+            }
+            for (d, x) in row.iter_mut().enumerate() {
+                *x *= weight.map_or(1.0, |w| w[d] + f64::from(self.weight_offset));
+                *x += bias.map_or(0.0, |b| b[d]);
+            }
+        }
+        y
+    }
+}
+
+/// `(x − mean) / √(var + eps)` in place.
+fn layer(row: &mut [f64], eps: f64) {
+    let n = row.len() as f64;
+    let mean = row.iter().sum::<f64>() / n;
+    let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    row.iter_mut().for_each(|x| *x = (*x - mean) / (variance + eps).sqrt());
 }

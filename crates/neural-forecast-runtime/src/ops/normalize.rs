@@ -7,6 +7,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, StateId, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// What is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -218,7 +219,8 @@ impl Normalize {
         }
         if let Some(state) = self.running {
             let channels = c.fixed("the channels of `x`", x.last())?;
-            let deviation = matches!(self.scaler.spread, Spread::Deviation | Spread::DeviationInside(_));
+            let deviation =
+                matches!(self.scaler.spread, Spread::Deviation | Spread::DeviationInside(_));
             if c.state(state) != [3, channels]
                 || self.scaler.center != Center::Mean
                 || !deviation
@@ -290,5 +292,222 @@ impl Denormalize {
 
     pub(crate) fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
         self.affine.iter_mut().for_each(|affine| affine.visit(visit));
+    }
+}
+
+/// Count, mean and sum of squared deviations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    fn of(observed: &[f64]) -> Moments {
+        let count = observed.len() as f64;
+        let mean = if observed.is_empty() { 0.0 } else { observed.iter().sum::<f64>() / count };
+        let squares = observed.iter().map(|x| (x - mean) * (x - mean)).sum();
+        Moments { count, mean, squares }
+    }
+
+    /// Moments of both samples together (Chan, Golub and LeVeque, 1979).
+    fn merge(self, other: Moments) -> Moments {
+        let count = self.count + other.count;
+        if count == 0.0 {
+            return self;
+        }
+        let delta = other.mean - self.mean;
+        Moments {
+            count,
+            mean: self.mean + delta * other.count / count,
+            squares: self.squares
+                + other.squares
+                + delta * delta * self.count * other.count / count,
+        }
+    }
+
+    fn deviation(self) -> f64 {
+        (self.squares / self.count).sqrt()
+    }
+}
+
+/// The smaller of the two middle values of an even count; NaN if any value is.
+fn lower_median(values: &[f64]) -> f64 {
+    if values.iter().any(|x| x.is_nan()) {
+        return f64::NAN;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[(sorted.len() - 1) / 2]
+}
+
+/// The smallest and the largest value; NaN if any value is.
+fn extremes(values: &[f64]) -> (f64, f64) {
+    if values.iter().any(|x| x.is_nan()) {
+        return (f64::NAN, f64::NAN);
+    }
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    (smallest, values.iter().copied().fold(f64::NEG_INFINITY, f64::max))
+}
+
+impl Scaler {
+    /// Shift and scale by the statistics of what was observed; `moments` may cover more than that.
+    fn fit(&self, observed: &[f64], moments: Moments) -> (f64, f64) {
+        if moments.count == 0.0 {
+            return (0.0, 1.0);
+        }
+        let (smallest, largest) = extremes(observed);
+        let center = match self.center {
+            Center::Zero => 0.0,
+            Center::Mean => moments.mean,
+            Center::Median => lower_median(observed),
+            Center::Last => observed[observed.len() - 1],
+            Center::Minimum => smallest,
+            Center::Midrange => (smallest + largest) / 2.0,
+        };
+        let spread = match self.spread {
+            Spread::One => 1.0,
+            Spread::Deviation => moments.deviation(),
+            Spread::DeviationInside(eps) => {
+                (moments.squares / moments.count + f64::from(eps)).sqrt()
+            }
+            Spread::MedianDeviation => {
+                let median = lower_median(observed);
+                let distances: Vec<f64> = observed.iter().map(|x| (x - median).abs()).collect();
+                match lower_median(&distances) {
+                    0.0 => moments.deviation() * 0.674_489_750_196_081_7,
+                    distance => distance,
+                }
+            }
+            Spread::Range => largest - smallest,
+            Spread::HalfRange => (largest - smallest) / 2.0,
+            Spread::MeanMagnitude => {
+                observed.iter().map(|x| x.abs()).sum::<f64>() / observed.len() as f64
+            }
+        };
+        let spread = match self.zero {
+            ZeroSpread::Value(value) if spread == 0.0 => f64::from(value),
+            ZeroSpread::CenterMagnitude(extra) if spread == 0.0 => center.abs() + f64::from(extra),
+            _ => spread,
+        };
+        (center, spread + f64::from(self.eps))
+    }
+
+    fn scale(&self, x: f64, (shift, scale): (f64, f64)) -> f64 {
+        let scaled = (x - shift) / scale;
+        if self.asinh { scaled.asinh() } else { scaled }
+    }
+
+    fn unscale(&self, x: f64, (shift, scale): (f64, f64)) -> f64 {
+        let x = if self.asinh { x.sinh() } else { x };
+        x * scale + shift
+    }
+}
+
+impl Normalize {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let mask = self.mask.map(|mask| c.value(mask));
+        let observed = |b: usize, t: usize, k: usize| match mask {
+            None => true,
+            Some(mask) if mask.shape.len() == 2 => mask.at(&[b, t]) != 0.0,
+            Some(mask) => mask.at(&[b, t, k.min(mask.shape[2] - 1)]) != 0.0,
+        };
+        let (statistics, state) = match self.statistics {
+            Statistics::Prefix => (self.prefixes(x, &observed), None),
+            Statistics::Window => self.windows(c, x, x.shape[1], &observed),
+            Statistics::First(n) => self.windows(c, x, n, &observed),
+        };
+        let affine = self.affine.map(|a| (&c.weight(a.weight).data, &c.weight(a.bias).data));
+        let y = Tensor::from_fn(x.shape.as_slice(), |at| {
+            let (b, t, k) = (at[0], at[1], at[2]);
+            if self.masked == Masked::Zero && !observed(b, t, k) {
+                return 0.0;
+            }
+            let pair = |i| match self.statistics {
+                Statistics::Prefix => statistics.at(&[b, t, i]),
+                _ => statistics.at(&[b, i, k]),
+            };
+            let scaled = self.scaler.scale(x.at(at), (pair(0), pair(1)));
+            affine.map_or(scaled, |(weight, bias)| scaled * weight[k] + bias[k])
+        });
+        if let (Some(id), Some(state)) = (self.running, state) {
+            c.set_state(id, state);
+        }
+        vec![y, statistics]
+    }
+
+    /// Statistics `[B, 2, C]` of the first `time` positions, and the merged running state.
+    fn windows(
+        &self,
+        c: &ReferenceContext<'_>,
+        x: &Tensor,
+        time: usize,
+        observed: &dyn Fn(usize, usize, usize) -> bool,
+    ) -> (Tensor, Option<Tensor>) {
+        let (rows, channels) = (x.shape[0], x.shape[2]);
+        let mut statistics = Tensor::zeros([rows, 2, channels]);
+        let mut state = self.running.map(|id| c.state(id).clone());
+        for b in 0..rows {
+            for k in 0..channels {
+                let seen = (0..time).filter(|&t| observed(b, t, k));
+                let seen: Vec<f64> = seen.map(|t| x.at(&[b, t, k])).collect();
+                let mut moments = Moments::of(&seen);
+                if let Some(state) = &mut state {
+                    let carried = Moments {
+                        count: state.at(&[b, 0, k]),
+                        mean: state.at(&[b, 1, k]),
+                        squares: state.at(&[b, 2, k]),
+                    };
+                    moments = carried.merge(moments);
+                    *state.at_mut(&[b, 0, k]) = moments.count;
+                    *state.at_mut(&[b, 1, k]) = moments.mean;
+                    *state.at_mut(&[b, 2, k]) = moments.squares;
+                }
+                let (shift, scale) = self.scaler.fit(&seen, moments);
+                *statistics.at_mut(&[b, 0, k]) = shift;
+                *statistics.at_mut(&[b, 1, k]) = scale;
+            }
+        }
+        (statistics, state)
+    }
+
+    /// Statistics `[B, N, 2]` of all patches up to and including each.
+    fn prefixes(&self, x: &Tensor, observed: &dyn Fn(usize, usize, usize) -> bool) -> Tensor {
+        let (rows, patches, length) = (x.shape[0], x.shape[1], x.shape[2]);
+        let mut statistics = Tensor::zeros([rows, patches, 2]);
+        for b in 0..rows {
+            let mut seen = Vec::new();
+            for n in 0..patches {
+                let positions = (0..length).filter(|&p| observed(b, n, p));
+                seen.extend(positions.map(|p| x.at(&[b, n, p])));
+                let (shift, scale) = self.scaler.fit(&seen, Moments::of(&seen));
+                *statistics.at_mut(&[b, n, 0]) = shift;
+                *statistics.at_mut(&[b, n, 1]) = scale;
+            }
+        }
+        statistics
+    }
+}
+
+impl Denormalize {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let (x, statistics) = (c.value(self.x), c.value(self.statistics));
+        let channels = if self.prefix { 1 } else { statistics.shape[2] };
+        let outputs = x.shape[2] / channels;
+        let affine = self.affine.map(|a| (&c.weight(a.weight).data, &c.weight(a.bias).data, a.eps));
+        let y = Tensor::from_fn(x.shape.as_slice(), |at| {
+            let (b, k) = (at[0], self.channel.unwrap_or(at[2] / outputs.max(1)));
+            let pair = |i| match self.prefix {
+                true => statistics.at(&[b, statistics.shape[1] - 1, i]),
+                false => statistics.at(&[b, i, k]),
+            };
+            let x = affine.map_or(x.at(at), |(weight, bias, eps)| {
+                (x.at(at) - bias[k]) / (weight[k] + f64::from(eps))
+            });
+            self.scaler.unscale(x, (pair(0), pair(1)))
+        });
+        vec![y]
     }
 }

@@ -5,6 +5,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// What to do where the length is not what the windows need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,4 +60,40 @@ impl Patch {
     }
 
     pub(crate) fn visit_weights(&mut self, _: &mut dyn FnMut(&mut WeightId)) {}
+}
+
+impl Patch {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let (p, s) = (self.length, self.stride);
+        let outer = &x.shape[..x.shape.len() - 1];
+        let padded: Vec<Vec<f64>> = x.rows().map(|row| self.padded(row)).collect();
+        let time = padded.first().map_or(p, Vec::len);
+        let windows = (time - p) / s + 1;
+        let mut y = Vec::new();
+        for row in &padded {
+            for n in 0..windows {
+                y.extend_from_slice(&row[n * s..n * s + p]);
+            }
+        }
+        vec![Tensor::new([outer, &[windows, p]].concat(), y)]
+    }
+
+    /// A row with its padding, without what is dropped at the start.
+    fn padded(&self, row: &[f64]) -> Vec<f64> {
+        match self.pad {
+            PatchPad::DropFirst => {
+                let used = self.length + self.stride * ((row.len() - self.length) / self.stride);
+                row[row.len() - used..].to_vec()
+            }
+            PatchPad::RepeatLast(n) => {
+                let last = row.last().copied().into_iter();
+                row.iter().copied().chain(last.cycle().take(n)).collect()
+            }
+            PatchPad::ZeroFirst => {
+                let missing = row.len().next_multiple_of(self.stride) - row.len();
+                std::iter::repeat_n(0.0, missing).chain(row.iter().copied()).collect()
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// What a window becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,4 +48,31 @@ impl Pool {
     }
 
     pub(crate) fn visit_weights(&mut self, _: &mut dyn FnMut(&mut WeightId)) {}
+}
+
+impl Pool {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let n = x.shape[self.axis];
+        let kernel = self.kernel.unwrap_or(n).max(1);
+        let mut shape = x.shape.clone();
+        shape[self.axis] = if self.kernel.is_none() { 1 } else { n.div_ceil(kernel) };
+        let y = Tensor::from_fn(shape, |at| {
+            let start = at[self.axis] * kernel;
+            let window = start..(start + kernel).min(n);
+            let count = window.len() as f64;
+            let elements = window.map(|i| {
+                let mut from = at.to_vec();
+                from[self.axis] = i;
+                x.at(&from)
+            });
+            match self.kind {
+                PoolKind::Mean => elements.sum::<f64>() / count,
+                PoolKind::Maximum => elements.fold(f64::NEG_INFINITY, |a, b| {
+                    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+                }),
+            }
+        });
+        vec![y]
+    }
 }

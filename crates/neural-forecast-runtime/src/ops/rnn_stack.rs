@@ -6,9 +6,11 @@
 //! The sums of a gate are two: `(W_ih·x + b_ih) + (W_hh·h + b_hh)`, each accumulated on its own and
 //! added once, so that a streaming tick which has the second sum ready gives the bits of the window.
 
+use super::elementwise::{sigmoid, softplus};
 use super::{Keep, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, StateId, StateKind, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// The recurrence of one layer. `a`, `b`, … are the gate sums defined in the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +23,8 @@ pub enum Cell {
     RnnTanh,
     /// `h' = max(a, 0)`.
     RnnRelu,
-    /// Scalar LSTM with exponential input gate and stabiliser, block-diagonal over this many heads:
-    /// `l = m + min(log σ(f), …)`, see [`RnnStack`].
+    /// Scalar LSTM with exponential input gate and stabiliser, block-diagonal over this many heads,
+    /// see [`RnnStack`].
     Slstm {
         /// Heads; `hidden` is divisible by it.
         heads: usize,
@@ -250,4 +252,148 @@ impl RnnStack {
             w.w_hr.iter_mut().for_each(&mut *visit);
         }
     }
+}
+
+/// The states of one layer and direction for one row, in the cell's order.
+type CellState = Vec<Vec<f64>>;
+
+impl RnnStack {
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let x = c.value(self.x);
+        let (rows, time) = (x.shape[0], x.shape[1]);
+        let kinds = self.cell.states();
+        let directions = self.directions();
+        let state_rows = self.layers.len() * directions;
+        let shape = |kind: &StateKind| [rows, state_rows, self.state_width(*kind)];
+        let mut finals: Vec<Tensor> = kinds.iter().map(|k| Tensor::zeros(shape(k))).collect();
+        let mut y = Vec::new();
+        for b in 0..rows {
+            let mut inputs: Vec<Vec<f64>> = (0..time).map(|t| vector(x, b, t).to_vec()).collect();
+            for (l, layer) in self.layers.iter().enumerate() {
+                let mut outputs = vec![Vec::new(); time];
+                for (d, weights) in layer.iter().enumerate() {
+                    let row = l * directions + d;
+                    let mut state = self.initial_state(c, b, row);
+                    for i in 0..time {
+                        // The second direction runs from the end.
+                        let t = if d == 0 { i } else { time - 1 - i };
+                        self.cell_step(c, weights, &inputs[t], &mut state);
+                        outputs[t].extend_from_slice(&state[0]);
+                    }
+                    for (all, one) in finals.iter_mut().zip(&state) {
+                        let width = one.len();
+                        let start = (b * state_rows + row) * width;
+                        all.data[start..start + width].copy_from_slice(one);
+                    }
+                }
+                inputs = outputs;
+            }
+            let kept = match self.keep {
+                Keep::All => time,
+                Keep::Last(n) => n,
+            };
+            y.extend(inputs[time - kept..].iter().flatten());
+        }
+        if let Some(states) = self.states.as_ref().filter(|states| states.write) {
+            for (&slot, state) in states.slots.iter().zip(&finals) {
+                c.set_state(slot, state.clone());
+            }
+        }
+        let width = directions * self.width();
+        let kept = y.len() / (rows * width).max(1);
+        let mut outputs = vec![Tensor::new([rows, kept, width], y)];
+        if self.finals {
+            outputs.extend(finals);
+        }
+        outputs
+    }
+
+    /// The initial states of state row `row` (layer and direction) of batch row `b`.
+    fn initial_state(&self, c: &ReferenceContext<'_>, b: usize, row: usize) -> CellState {
+        let kinds = self.cell.states().iter().enumerate();
+        let states = kinds.map(|(i, &kind)| match (&self.initial, &self.states) {
+            (Initial::Values(values), _) => vector(c.value(values[i]), b, row).to_vec(),
+            (Initial::Slots, Some(states)) => vector(c.state(states.slots[i]), b, row).to_vec(),
+            _ => vec![0.0; self.state_width(kind)],
+        });
+        states.collect()
+    }
+
+    /// One time step of one direction of one layer.
+    fn cell_step(
+        &self,
+        c: &ReferenceContext<'_>,
+        weights: &RnnWeights,
+        x: &[f64],
+        state: &mut CellState,
+    ) {
+        let d = self.hidden;
+        let first = self.sums(c, weights.w_ih, weights.b_ih, x);
+        let second = self.sums(c, weights.w_hh, weights.b_hh, &state[0]);
+        let sum = |gate: usize, j: usize| first[gate * d + j] + second[gate * d + j];
+        let mut hidden = vec![0.0; d];
+        for j in 0..d {
+            hidden[j] = match self.cell {
+                Cell::RnnTanh => sum(0, j).tanh(),
+                Cell::RnnRelu => crate::ops::Activation::Relu.apply(sum(0, j)),
+                Cell::Gru => {
+                    let (r, z) = (sigmoid(sum(0, j)), sigmoid(sum(1, j)));
+                    let n = (first[2 * d + j] + r * second[2 * d + j]).tanh();
+                    (1.0 - z) * n + z * state[0][j]
+                }
+                Cell::Lstm => {
+                    let (i, f) = (sigmoid(sum(0, j)), sigmoid(sum(1, j)));
+                    let (g, o) = (sum(2, j).tanh(), sigmoid(sum(3, j)));
+                    state[1][j] = f * state[1][j] + i * g;
+                    o * state[1][j].tanh()
+                }
+                Cell::Slstm { .. } => {
+                    let (i, f, z, o) = (sum(0, j), sum(1, j), sum(2, j), sum(3, j));
+                    let decayed = -softplus(-f) + state[3][j];
+                    let m = if state[2][j] == 0.0 { i } else { i.max(decayed) };
+                    let (ig, fg) = ((i - m).exp().min(1.0), (decayed - m).exp().min(1.0));
+                    state[1][j] = fg * state[1][j] + ig * z.tanh();
+                    state[2][j] = fg * state[2][j] + ig;
+                    state[3][j] = m;
+                    sigmoid(o) * state[1][j] / state[2][j]
+                }
+            };
+        }
+        state[0] = match weights.w_hr {
+            None => hidden,
+            Some(w_hr) => {
+                let rows = c.weight(w_hr).rows();
+                rows.map(|row| row.iter().zip(&hidden).map(|(w, h)| w * h).sum()).collect()
+            }
+        };
+    }
+
+    /// `W·v + b` of all gates, `[G · D]`; head by head for an sLSTM.
+    fn sums(
+        &self,
+        c: &ReferenceContext<'_>,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        v: &[f64],
+    ) -> Vec<f64> {
+        let w = c.weight(weight);
+        let (outputs, inputs) = (self.cell.gates() * self.hidden, w.width());
+        let sum = |n: usize| {
+            let start = match self.cell {
+                // Output `n` belongs to unit `n mod D`, whose head is `unit / inputs`.
+                Cell::Slstm { .. } => n % self.hidden / inputs * inputs,
+                _ => 0,
+            };
+            let row = &w.data[n * inputs..(n + 1) * inputs];
+            row.iter().zip(&v[start..start + inputs]).map(|(w, v)| w * v).sum::<f64>()
+        };
+        let bias = c.optional(bias);
+        (0..outputs).map(|n| sum(n) + bias.map_or(0.0, |bias| bias[n])).collect()
+    }
+}
+
+/// The vector at `[b, t]` of a tensor of rank 3.
+fn vector(x: &Tensor, b: usize, t: usize) -> &[f64] {
+    let start = (b * x.shape[1] + t) * x.shape[2];
+    &x.data[start..start + x.shape[2]]
 }

@@ -4,9 +4,13 @@
 //! A layer is a list of sublayers rather than a fixed pair, so that self, cross and group attention
 //! and sandwich norms are all the same op. Backends without a fused form get [`crate::lower`].
 
+use super::attention::relative_bucket;
+use super::elementwise::{softmax, softplus};
+use super::linear::product;
 use super::{Activation, AttentionBias, Keep, NormKind, QkNorm, Rope, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, ValueId, WeightId};
+use crate::reference::{ReferenceContext, Tensor};
 
 /// Weights of a norm of the stack's kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -317,7 +321,7 @@ impl AttentionLayer {
         memory: usize,
     ) -> Result<(), PlanError> {
         let width = self.heads * self.head;
-        if width == 0 || (self.rope.is_some() && self.head % 2 != 0) {
+        if width == 0 || (self.rope.is_some() && !self.head.is_multiple_of(2)) {
             return Err(c.error(format!("layer {l}: {} heads of {}", self.heads, self.head)));
         }
         self.query.check(c, &format!("layer {l} query"), width, d)?;
@@ -341,4 +345,233 @@ impl AttentionLayer {
         }
         self.per_dim_scale.iter_mut().for_each(visit);
     }
+}
+
+impl Stack {
+    /// Layer by layer as the parameters say, all positions; not by way of the lowering, which is
+    /// tested against this.
+    pub(crate) fn reference(&self, c: &mut ReferenceContext<'_>) -> Vec<Tensor> {
+        let mut x = c.value(self.x).clone();
+        let mut depth = Vec::new();
+        for sublayer in self.layers.iter().flatten() {
+            let mut run = |input: &Tensor| self.sublayer(c, &sublayer.kind, input, &mut depth);
+            let norm = |norm: &NormWeights, x: &Tensor| norm.op(self.x).apply(c, x);
+            x = match &sublayer.norm {
+                NormPlacement::None => add(&x, run(&x)),
+                NormPlacement::Pre(before) => add(&x, run(&norm(before, &x))),
+                NormPlacement::Post(after) => norm(after, &add(&x, run(&x))),
+                NormPlacement::Sandwich { before, after } => {
+                    add(&x, norm(after, &run(&norm(before, &x))))
+                }
+            };
+        }
+        if let Some(norm) = &self.final_norm {
+            x = norm.op(self.x).apply(c, &x);
+        }
+        let (rows, time, width) = (x.shape[0], x.shape[1], x.shape[2]);
+        let kept = match self.keep {
+            Keep::All => time,
+            Keep::Last(n) => n,
+        };
+        vec![Tensor::from_fn([rows, kept, width], |at| x.at(&[at[0], time - kept + at[1], at[2]]))]
+    }
+
+    /// One sublayer without norms and residual. `depth` collects queries, keys and scales of the
+    /// self-attention of earlier layers.
+    fn sublayer(
+        &self,
+        c: &ReferenceContext<'_>,
+        kind: &SublayerKind,
+        x: &Tensor,
+        depth: &mut Vec<(Tensor, Tensor, f64)>,
+    ) -> Tensor {
+        match kind {
+            SublayerKind::SelfAttention(a) => {
+                let mask = self.mask.map(|mask| c.value(mask));
+                self.attention(c, a, x, x, mask, Over::Time(depth))
+            }
+            SublayerKind::CrossAttention(a) => {
+                let memory = self.memory.expect("the shape rule demands a memory");
+                let mask = self.memory_mask.map(|mask| c.value(mask));
+                self.attention(c, a, x, c.value(memory), mask, Over::Time(&mut Vec::new()))
+            }
+            SublayerKind::GroupAttention(a) => {
+                let groups = self.groups.expect("the shape rule demands groups");
+                let mask = self.mask.map(|mask| c.value(mask));
+                self.attention(c, a, x, x, mask, Over::Groups(&c.value(groups).data))
+            }
+            SublayerKind::FeedForward(f) => {
+                let up = f.up.of(c, x);
+                let inner = match &f.gate {
+                    None => map(up, |x| f.activation.apply(x)),
+                    Some(gate) => {
+                        let gate = map(gate.of(c, x), |x| f.activation.apply(x));
+                        Tensor::from_fn(up.shape.as_slice(), |at| up.at(at) * gate.at(at))
+                    }
+                };
+                f.down.of(c, &inner)
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        c: &ReferenceContext<'_>,
+        a: &AttentionLayer,
+        x: &Tensor,
+        memory: &Tensor,
+        mask: Option<&Tensor>,
+        mut over: Over<'_>,
+    ) -> Tensor {
+        let (rows, queries, keys) = (x.shape[0], x.shape[1], memory.shape[1]);
+        let shift = keys as isize - queries as isize;
+        let mut q = a.query.of(c, x);
+        let mut k = a.key.of(c, memory);
+        let v = a.value.of(c, memory);
+        a.prepare(c, &mut q, shift, a.qk_norm.map(|n| n.query));
+        a.prepare(c, &mut k, 0, a.qk_norm.map(|n| n.key));
+        if let Some(scale) = a.per_dim_scale {
+            let scale = &c.weight(scale).data;
+            let factor = std::f64::consts::LOG2_E / (a.head as f64).sqrt();
+            for (i, q) in q.data.iter_mut().enumerate() {
+                *q *= factor * softplus(scale[i % a.head]);
+            }
+        }
+        let score =
+            |(q, k, scale): &(Tensor, Tensor, f64), h: usize, qi: [usize; 2], kj: [usize; 2]| {
+                let product = |d: usize| {
+                    q.at(&[qi[0], qi[1], h * a.head + d]) * k.at(&[kj[0], kj[1], h * a.head + d])
+                };
+                scale * (0..a.head).map(product).sum::<f64>()
+            };
+        let own = (q, k, f64::from(a.scale));
+        let (groups, depth) = match &mut over {
+            Over::Time(depth) => {
+                if !self.residual_scores {
+                    depth.clear();
+                }
+                depth.push(own);
+                (None, std::mem::take(*depth))
+            }
+            Over::Groups(groups) => (Some(*groups), vec![own]),
+        };
+        let mut y = Tensor::zeros([rows, queries, a.heads * a.head]);
+        for b in 0..rows {
+            for i in 0..queries {
+                // Which (row, position) pairs the query may see.
+                let visible: Vec<[usize; 2]> = match groups {
+                    Some(groups) => {
+                        (0..rows).filter(|&r| groups[r] == groups[b]).map(|r| [r, i]).collect()
+                    }
+                    None => (0..keys)
+                        .filter(|&j| !a.causal || j as isize <= i as isize + shift)
+                        .map(|j| [b, j])
+                        .collect(),
+                };
+                let open = |key: &&[usize; 2]| mask.is_none_or(|mask| mask.at(*key) != 0.0);
+                let visible: Vec<[usize; 2]> = visible.iter().filter(open).copied().collect();
+                for h in 0..if visible.is_empty() { 0 } else { a.heads } {
+                    let mut weights: Vec<f64> = visible
+                        .iter()
+                        .map(|&key| {
+                            let scores = depth.iter().map(|pair| score(pair, h, [b, i], key));
+                            scores.sum::<f64>() + a.bias_at(c, h, i, key[1], shift)
+                        })
+                        .collect();
+                    softmax(&mut weights);
+                    for (weight, key) in weights.iter().zip(&visible) {
+                        for d in h * a.head..(h + 1) * a.head {
+                            *y.at_mut(&[b, i, d]) += weight * v.at(&[key[0], key[1], d]);
+                        }
+                    }
+                }
+            }
+        }
+        if let Over::Time(kept) = over {
+            *kept = depth;
+        }
+        a.output.of(c, &y)
+    }
+}
+
+/// What attention of a stack runs over, with what it needs for that.
+enum Over<'a> {
+    /// Positions of the row; queries, keys and scales of this and earlier layers are collected.
+    Time(&'a mut Vec<(Tensor, Tensor, f64)>),
+    /// Rows of the batch that have the same number.
+    Groups(&'a [f64]),
+}
+
+impl AttentionLayer {
+    /// Rotates queries or keys, then normalises them head by head.
+    fn prepare(
+        &self,
+        c: &ReferenceContext<'_>,
+        x: &mut Tensor,
+        first: isize,
+        norm: Option<WeightId>,
+    ) {
+        let (time, half) = (x.shape[1], self.head / 2);
+        for (i, head) in x.data.chunks_exact_mut(self.head).enumerate() {
+            let position = (i / self.heads % time) as isize + first;
+            if let Some(rope) = self.rope {
+                let before = head.to_vec();
+                for j in 0..half {
+                    let exponent = -2.0 * j as f64 / self.head as f64;
+                    let angle = position as f64 * f64::from(rope.theta).powf(exponent);
+                    head[j] = before[j] * angle.cos() - before[j + half] * angle.sin();
+                    head[j + half] = before[j + half] * angle.cos() + before[j] * angle.sin();
+                }
+            }
+            if let (Some(weight), Some(qk_norm)) = (norm, self.qk_norm) {
+                let mean = head.iter().map(|x| x * x).sum::<f64>() / self.head as f64;
+                let root = (mean + f64::from(qk_norm.eps)).sqrt();
+                for (x, w) in head.iter_mut().zip(&c.weight(weight).data) {
+                    *x = *x / root * w;
+                }
+            }
+        }
+    }
+
+    fn bias_at(
+        &self,
+        c: &ReferenceContext<'_>,
+        head: usize,
+        query: usize,
+        key: usize,
+        shift: isize,
+    ) -> f64 {
+        match self.bias {
+            None => 0.0,
+            Some(AttentionBias::Relative { table, max_distance, bidirectional }) => {
+                let table = c.weight(table);
+                let relative = key as isize - (query as isize + shift);
+                let buckets = table.shape[0];
+                let bucket = relative_bucket(relative, buckets, max_distance, bidirectional);
+                table.at(&[bucket, head])
+            }
+            Some(AttentionBias::Weight(bias)) => {
+                let bias = c.weight(bias);
+                bias.at(&[if bias.shape[0] == 1 { 0 } else { head }, query, key])
+            }
+        }
+    }
+}
+
+impl Product {
+    fn of(&self, c: &ReferenceContext<'_>, x: &Tensor) -> Tensor {
+        product(x, c.weight(self.weight), c.optional(self.bias))
+    }
+}
+
+/// The sum of two tensors of one shape.
+fn add(a: &Tensor, b: Tensor) -> Tensor {
+    let data: Vec<f64> = a.data.iter().zip(b.data).map(|(a, b)| a + b).collect();
+    Tensor::new(a.shape.as_slice(), data)
+}
+
+/// A function of every element.
+fn map(mut x: Tensor, f: impl Fn(f64) -> f64) -> Tensor {
+    x.data.iter_mut().for_each(|x| *x = f(*x));
+    x
 }

@@ -90,8 +90,11 @@ impl PlanBuilder {
                 return Err(PlanError::new(&label, format!("reads unknown value {read:?}")));
             }
         }
-        let context =
-            ShapeContext { plan: &self.plan, entry, place: format!("op `{}` ({label})", op.name()) };
+        let context = ShapeContext {
+            plan: &self.plan,
+            entry,
+            place: format!("op `{}` ({label})", op.name()),
+        };
         let shapes = op.shape(&context)?;
         let outputs = shapes
             .into_iter()

@@ -206,6 +206,21 @@ impl Entry {
         self.inputs.iter().find(|input| input.name == name)
     }
 
+    /// Whether every step makes sense in a bucket: shape rules hold for any bucket, but whether a
+    /// slice, a patch or the kept positions fit into the context length shows only here.
+    ///
+    /// # Errors
+    /// The first step that does not fit, with what it needs and what the bucket gives it.
+    pub fn check_bucket(&self, bucket: Bucket) -> Result<(), crate::PlanError> {
+        for step in &self.steps {
+            if let Some(message) = step.op.misfit(self, bucket) {
+                let place = format!("op `{}` ({}) in {bucket:?}", step.op.name(), step.label);
+                return Err(crate::PlanError::new(place, message));
+            }
+        }
+        Ok(())
+    }
+
     /// The output of this name.
     pub fn output(&self, name: &str) -> Option<&Output> {
         self.outputs.iter().find(|output| output.name == name)
