@@ -2,9 +2,9 @@
 //!
 //! Never falls back silently: a tier that was asked for and is not there is an error.
 
-use crate::simd::{Kernel, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
+use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
 
 /// The environment variable that forces a tier.

@@ -4,8 +4,15 @@
 //! Knows no model, file or network. `unsafe` lives here: intrinsics, and slices that the workers of
 //! a team share while each writes its own part.
 
+pub mod counters;
+pub mod gemm;
 pub mod isa;
+pub mod memory;
+#[cfg(test)]
+mod random;
 pub mod simd;
+pub mod team;
+pub mod tile;
 pub mod vecmath;
 
 pub use isa::{Isa, IsaError};

@@ -1,0 +1,103 @@
+//! Buffers on cache-line boundaries, and pointers that the workers of a team share.
+//!
+//! Not an allocator: everything is allocated when weights are packed or a program is compiled.
+
+/// One cache line of floats.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Zero-initialised floats that start on a cache line.
+#[derive(Clone, Debug, Default)]
+pub struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` zeros.
+    pub fn zeroed(len: usize) -> Self {
+        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// Number of floats.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// First float.
+    pub fn as_ptr(&self) -> *const f32 {
+        self.lines.as_ptr().cast()
+    }
+
+    /// First float, writable.
+    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.lines.as_mut_ptr().cast()
+    }
+
+    /// All floats.
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: `lines` holds at least `len` initialised floats.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
+    }
+
+    /// All floats, writable.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: `lines` holds at least `len` initialised floats, borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) }
+    }
+
+    /// All words, writable: the same memory seen as integers.
+    pub fn as_mut_words(&mut self) -> &mut [u32] {
+        // SAFETY: as `as_mut_slice`; every bit pattern is a valid `u32` and a valid `f32`.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// A pointer to floats that several workers write, each its own part.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared(pub *mut f32);
+
+// SAFETY: it is only a number; every dereference is an unsafe block that argues for itself.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// Where the rows of a matrix lie: row `r` starts `(r / inner) · outer_stride + (r % inner) ·
+/// inner_stride` floats after the first. Lets a product read and write a range of time steps of
+/// `[B, T, D]` without a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMap {
+    /// Rows before the outer stride applies.
+    pub inner: usize,
+    /// Floats between the starts of neighbouring inner rows.
+    pub inner_stride: usize,
+    /// Floats between the starts of groups of `inner` rows.
+    pub outer_stride: usize,
+}
+
+impl RowMap {
+    /// Rows `stride` floats apart.
+    pub const fn dense(stride: usize) -> Self {
+        RowMap { inner: usize::MAX, inner_stride: stride, outer_stride: 0 }
+    }
+
+    /// `steps` rows of each of several sequences: rows `stride` apart, sequences `sequence` apart.
+    pub const fn sequences(steps: usize, stride: usize, sequence: usize) -> Self {
+        RowMap { inner: steps, inner_stride: stride, outer_stride: sequence }
+    }
+
+    /// Offset of row `r` in floats.
+    #[inline(always)]
+    pub fn offset(self, r: usize) -> usize {
+        if r < self.inner {
+            return r * self.inner_stride;
+        }
+        (r / self.inner) * self.outer_stride + (r % self.inner) * self.inner_stride
+    }
+}
