@@ -36,8 +36,9 @@ const MONTHS: [&str; 12] =
 const WEEKDAYS: [&str; 7] = ["MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"];
 /// 1970-01-01 was a Thursday, three days after a Monday.
 const EPOCH_WEEKDAY: i64 = 3;
-/// A multiple in a frequency's name stays below this, so that arithmetic on it is safe.
-const STEP_MAX: i64 = 1_000_000_000;
+/// Steps and multiples stay below this: an hour in nanoseconds, as integer stamps may have it,
+/// fits; sums of two never overflow.
+const STEP_MAX: i64 = 1_000_000_000_000_000;
 
 /// The distance between neighbouring stamps of a series: a pandas offset, or an integer step.
 ///
@@ -71,7 +72,7 @@ impl Frequency {
     /// A step of `step` for integer stamps.
     ///
     /// # Errors
-    /// When `step` is 0 or beyond a billion.
+    /// When `step` is 0 or beyond 10^15.
     pub fn integer(step: u64) -> Result<Self> {
         match i64::try_from(step) {
             Ok(step) if (1..=STEP_MAX).contains(&step) => Ok(Frequency { unit: Unit::Index, step }),
@@ -153,7 +154,7 @@ impl Frequency {
         }
     }
 
-    pub(crate) fn needed_precision(&self) -> Precision {
+    fn needed_precision(&self) -> Precision {
         match self.unit {
             Unit::Months { end: false, .. } => Precision::Month,
             Unit::Tick if self.step % DAY_US == 0 => Precision::Day,
@@ -388,7 +389,9 @@ pub fn infer<'a>(
     .filter(|&step| step > 0)
     .ok_or_else(|| Error::data("a frequency cannot be inferred from repeated stamps"))?;
     if axis.is_integer() {
-        return Frequency::integer(step.unsigned_abs());
+        return Frequency::integer(step.unsigned_abs()).map_err(|_| {
+            Error::data(format!("no frequency fits the stamps: their most common step is {step}"))
+        });
     }
     let stamps = series.clone().flatten().copied();
     let of_day = stamps.clone().next().unwrap_or(0).rem_euclid(DAY_US);
@@ -493,6 +496,11 @@ fn not_months<'a>(series: impl Iterator<Item = &'a [i64]> + Clone) -> Result<Fre
              month starts nor month ends, give it with --freq",
         )),
     }
+}
+
+/// Whether a stamp in microseconds is within the calendar.
+pub(crate) fn in_range(micros: i64) -> bool {
+    to_civil(micros).is_some_and(|at| at.year() >= 1)
 }
 
 #[cfg(test)]
