@@ -61,10 +61,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::arena::MemoryLine;
+use crate::arena::{ArenaPlan, MemoryLine};
 use crate::error::{DeviceError, DeviceErrorKind};
+use crate::flops::flops;
 use crate::ops::Op;
-use crate::plan::{Bucket, EntryKind, Input, Output, Plan};
+use crate::plan::{Bucket, DType, Dim, Entry, EntryKind, Input, Output, Plan, elements};
 
 /// A program reaches a yield point at least this often, in microseconds.
 pub const YIELD_US_MAX: u64 = 200;
@@ -380,6 +381,108 @@ pub struct ProgramInfo {
     pub flops: u64,
 }
 
+impl ProgramInfo {
+    /// What can be said of an entry in a bucket before a device has compiled it: its inputs and
+    /// outputs, its steps, the lines of its arena, and its operations. Not resident exclusively.
+    pub fn new(plan: &Plan, entry: &Entry, request: Request, precision: Precision) -> Self {
+        let count = |value| element_count(&entry.value(value).shape, request.bucket);
+        ProgramInfo {
+            request,
+            precision,
+            inputs: entry.inputs.clone(),
+            input_elements: entry.inputs.iter().map(|input| count(input.value)).collect(),
+            outputs: entry.outputs.clone(),
+            output_elements: entry.outputs.iter().map(|output| count(output.value)).collect(),
+            steps: entry.steps.len(),
+            memory: ArenaPlan::new(entry, request.bucket).lines().to_vec(),
+            residency: Residency::Shared,
+            flops: flops(plan, entry, request.bucket),
+        }
+    }
+}
+
+/// The panics of the contract, with one wording for all devices.
+impl ProgramInfo {
+    /// Checks what is handed to [`Program::write`].
+    ///
+    /// # Panics
+    /// If there is no such input, or the data has another type than `dtype` or a wrong length.
+    pub fn check_write(&self, input: usize, dtype: DType, data: &Data<'_>) {
+        let Some((declared, &(all, row))) =
+            self.inputs.get(input).zip(self.input_elements.get(input))
+        else {
+            panic!("the caller broke the contract: input {input} of {}", self.inputs.len());
+        };
+        let name = &declared.name;
+        let typed =
+            matches!((dtype, data), (DType::F32, Data::F32(_)) | (DType::I32, Data::I32(_)));
+        assert!(typed, "the caller broke the contract: input `{name}` is {dtype:?}");
+        check_rows("input", name, data.len(), (all, row));
+    }
+
+    /// Checks what is handed to [`Program::read`] after a run of `rows` rows.
+    ///
+    /// # Panics
+    /// If there is no such output, or the buffer is no whole number of rows, or longer than what ran.
+    pub fn check_read(&self, output: usize, length: usize, rows: usize) {
+        let Some((declared, &(all, row))) =
+            self.outputs.get(output).zip(self.output_elements.get(output))
+        else {
+            panic!("the caller broke the contract: output {output} of {}", self.outputs.len());
+        };
+        let ran = if row == 0 { all } else { row * rows };
+        check_rows("output", &declared.name, length, (ran, row));
+    }
+
+    /// Checks what is handed to [`Program::submit`]. `slots` is the size of the state store, `None`
+    /// for an entry without states.
+    ///
+    /// # Panics
+    /// If rows or slots are not what the bucket and the store allow.
+    pub fn check_run(&self, run: &Run<'_>, slots: Option<usize>) {
+        let (rows, batch) = (run.rows, self.request.bucket.batch);
+        assert!(
+            (1..=batch).contains(&rows),
+            "the caller broke the contract: {rows} rows in a bucket of {batch}"
+        );
+        let Some(slots) = slots else { return };
+        assert!(
+            run.slots.len() == rows,
+            "the caller broke the contract: {} slots for {rows} rows",
+            run.slots.len()
+        );
+        for (i, &slot) in run.slots.iter().enumerate() {
+            assert!(
+                (slot as usize) < slots,
+                "the caller broke the contract: slot {slot} of {slots}"
+            );
+            assert!(
+                !run.slots[..i].contains(&slot),
+                "the caller broke the contract: two rows share slot {slot}"
+            );
+        }
+    }
+}
+
+fn check_rows(what: &str, name: &str, found: usize, (most, row): (usize, usize)) {
+    let whole = if row == 0 { found == most } else { found.is_multiple_of(row) && found <= most };
+    assert!(
+        whole,
+        "the caller broke the contract: {what} `{name}` takes rows of {row} elements, {most} at \
+         most, found {found}"
+    );
+}
+
+/// Elements of a value at a full bucket, and the elements of one batch row of it (0 where its first
+/// axis is not the batch).
+pub fn element_count(shape: &[Dim], bucket: Bucket) -> (usize, usize) {
+    let row = match shape.first() {
+        Some(Dim::Batch(_)) => elements(shape, Bucket { batch: 1, ..bucket }),
+        _ => 0,
+    };
+    (elements(shape, bucket), row)
+}
+
 /// Elements of one input.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
@@ -517,7 +620,7 @@ pub trait Program: Send + fmt::Debug {
     ///
     /// # Panics
     /// If a run is in flight, `rows` is 0 or over the bucket's batch, or `slots` has not one valid
-    /// slot a row where the entry uses states.
+    /// slot a row where the entry uses states, or two rows share a slot.
     fn submit(&mut self, run: &Run<'_>) -> Result<(), DeviceError>;
 
     /// Whether the run in flight has finished. True when none is.
@@ -539,7 +642,7 @@ pub trait Program: Send + fmt::Debug {
 /// Which of a plan's steps exceed a device's binding limits in a bucket: label and reason.
 pub fn check_limits(
     plan: &Plan,
-    entry: &crate::plan::Entry,
+    entry: &Entry,
     bucket: Bucket,
     capabilities: &Capabilities,
 ) -> Vec<(String, String)> {
@@ -555,15 +658,16 @@ pub fn check_limits(
             let most = capabilities.bindings_max;
             exceeded.push((step.label.clone(), format!("binds {bindings} buffers of {most}")));
         }
-        let largest =
-            weights
-                .iter()
-                .map(|&w| plan.weight(w).shape.iter().product::<usize>() as u64 * 4)
-                .chain(step.outputs.iter().map(|&value| {
-                    crate::plan::elements(&entry.value(value).shape, bucket) as u64 * 4
-                }))
-                .max()
-                .unwrap_or(0);
+        let largest = weights
+            .iter()
+            .map(|&w| plan.weight(w).shape.iter().product::<usize>() as u64 * 4)
+            .chain(
+                step.outputs
+                    .iter()
+                    .map(|&value| elements(&entry.value(value).shape, bucket) as u64 * 4),
+            )
+            .max()
+            .unwrap_or(0);
         if largest > capabilities.binding_bytes_max {
             let most = capabilities.binding_bytes_max;
             exceeded.push((step.label.clone(), format!("binds {largest} bytes of {most}")));

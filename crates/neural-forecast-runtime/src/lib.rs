@@ -13,8 +13,11 @@
 pub mod arena;
 pub mod device;
 mod error;
+pub mod flops;
 pub mod ops;
 pub mod plan;
 pub mod reference;
+mod weights;
 
 pub use error::{DeviceError, DeviceErrorKind, PlanError};
+pub use weights::MemoryWeights;

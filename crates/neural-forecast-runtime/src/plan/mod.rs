@@ -206,6 +206,11 @@ impl Entry {
         self.inputs.iter().find(|input| input.name == name)
     }
 
+    /// Whether any step reads or writes states.
+    pub fn uses_states(&self) -> bool {
+        self.steps.iter().any(|step| !step.op.states().is_empty())
+    }
+
     /// Whether every step makes sense in a bucket: shape rules hold for any bucket, but whether a
     /// slice, a patch or the kept positions fit into the context length shows only here.
     ///

@@ -4,8 +4,12 @@
 //! parameters in [`crate::ops`]; here they are run in order. Nothing is rounded between ops and no
 //! code is shared with a backend. Not meant to be fast.
 
+mod device;
+mod store;
 mod tensor;
 
+pub use device::ReferenceDevice;
+pub(crate) use store::{Buffers, Loaded};
 pub use tensor::Tensor;
 
 use crate::device::{WeightSource, check_weights, weight_f32};
@@ -108,6 +112,20 @@ pub fn run_loaded(
     inputs: &[(&str, Tensor)],
     states: &mut Vec<Tensor>,
 ) -> Result<Vec<(String, Tensor)>, DeviceError> {
+    run_watched(plan, entry, bucket, weights, inputs, states, &mut |_| Ok(()))
+}
+
+/// As [`run_loaded`]; `watch` is called with the number of each step before it runs, and once with
+/// the number of steps before states are committed. Its error ends the run, states untouched.
+pub(crate) fn run_watched(
+    plan: &Plan,
+    entry: EntryKind,
+    bucket: Bucket,
+    weights: &[Tensor],
+    inputs: &[(&str, Tensor)],
+    states: &mut Vec<Tensor>,
+    watch: &mut dyn FnMut(usize) -> Result<(), DeviceError>,
+) -> Result<Vec<(String, Tensor)>, DeviceError> {
     let place = format!("plan `{}`", plan.name);
     let missing = || PlanError::new(&place, format!("has no entry `{}`", entry.name()));
     let entry = plan.entry(entry).ok_or_else(missing)?;
@@ -122,7 +140,8 @@ pub fn run_loaded(
         written: vec![None; plan.states.len()],
     };
     bind_inputs(&mut context, &place, inputs)?;
-    for step in &entry.steps {
+    for (i, step) in entry.steps.iter().enumerate() {
+        watch(i)?;
         let outputs = step.op.reference(&mut context);
         assert_eq!(outputs.len(), step.outputs.len(), "values written by {}", step.label);
         for (&id, output) in step.outputs.iter().zip(outputs) {
@@ -131,6 +150,7 @@ pub fn run_loaded(
             context.values[id.index()] = Some(output);
         }
     }
+    watch(entry.steps.len())?;
     let outputs = entry.outputs.iter();
     let outputs = outputs.map(|o| (o.name.clone(), context.value(o.value).clone())).collect();
     let written = context.written;
