@@ -3,6 +3,23 @@
 //! Does not run anything: devices run plans. The trait [`Model`] is the integration guide's face of
 //! its own two models.
 
+mod blocks;
+pub mod chronos2;
+pub mod chronos_bolt;
+pub mod deepar;
+pub mod hf_patchtst;
+pub mod itransformer;
 mod model;
+mod network;
+pub mod nhits;
+mod nonlinearity;
+pub mod patchtst;
+pub mod rearranged;
+pub mod recurrent;
+mod window;
 
 pub use model::Model;
+pub use network::{Decoding, Exogenous, Network, OutputColumn};
+pub(crate) use network::{Definition, elements};
+pub use nonlinearity::Nonlinearity;
+pub use window::{WindowConfig, WindowScaler};
