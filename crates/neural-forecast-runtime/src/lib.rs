@@ -17,6 +17,7 @@ pub mod flops;
 pub mod ops;
 pub mod plan;
 pub mod reference;
+pub mod testing;
 mod weights;
 
 pub use error::{DeviceError, DeviceErrorKind, PlanError};

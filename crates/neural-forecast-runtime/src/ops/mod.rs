@@ -35,6 +35,7 @@ pub use normalize::{
 };
 pub use patch::{Patch, PatchPad};
 pub use pool::{Pool, PoolKind};
+pub(crate) use quantile::uniform;
 pub use quantile::{Distribution, EmpiricalQuantiles, Sample, philox};
 pub use rnn_stack::{Cell, Initial, RnnStack, RnnStates, RnnWeights};
 pub use stack::{

@@ -1,0 +1,156 @@
+//! The comparison of a device with the reference, case by case.
+//!
+//! Takes `&dyn Device`, so that every backend runs the same function over the same cases.
+
+use super::{Case, Tolerance};
+use crate::device::{
+    Data, Device, KernelClass, LoadOptions, Program, Request, Resident, Run, Support,
+};
+use crate::plan::{Bucket, DType};
+use crate::reference::{ReferenceDevice, Tensor};
+
+/// Runs of a case with states: enough to carry something and to wrap a small ring.
+const STATEFUL_RUNS: usize = 3;
+
+/// Compares a device with the reference on one case. Checks the outputs, the states after several
+/// runs, that a run in a larger bucket gives the same bits, and that a repeated run does.
+///
+/// # Errors
+/// What differs, as text. `Ok(false)` where the device does not support an op of the case.
+pub fn conform(device: &dyn Device, case: &Case, options: &LoadOptions) -> Result<bool, String> {
+    let entry = case.plan.entry(case.entry).ok_or("the case has no such entry")?;
+    let unsupported = |step: &crate::plan::Step| {
+        matches!(device.support(&step.op, options.precision), Support::Unsupported(_))
+    };
+    if entry.steps.iter().any(unsupported) {
+        return Ok(false);
+    }
+    let reference_options =
+        LoadOptions { precision: crate::device::Precision::F32, ..options.clone() };
+    let reference = ReferenceDevice::new();
+    let mut expected = Bench::new(&reference, case, &reference_options, case.bucket)?;
+    let mut exact = Bench::new(device, case, options, case.bucket)?;
+    let roomy = Bucket { batch: case.bucket.batch + 3, ..case.bucket };
+    let mut larger = Bench::new(device, case, options, roomy)?;
+    let runs = if entry.uses_states() { STATEFUL_RUNS } else { 1 };
+    for run in 0..runs {
+        let expected = expected.run(case)?;
+        let found = exact.run(case)?;
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            compare(found, expected, case.tolerance)
+                .map_err(|m| format!("run {run}, output {i}: {m}"))?;
+        }
+        if larger.run(case)?.iter().flatten().map(|x| x.to_bits()).ne(bits(&found)) {
+            return Err(format!("run {run}: bits depend on the bucket's batch"));
+        }
+    }
+    if entry.uses_states() {
+        for slot in 0..case.bucket.batch as u32 {
+            let found = exact.resident.export_state(slot).map_err(|e| e.to_string())?;
+            let expected = expected.resident.export_state(slot).map_err(|e| e.to_string())?;
+            for ((found, expected), state) in found.iter().zip(&expected).zip(&case.plan.states) {
+                compare(found, expected, case.tolerance)
+                    .map_err(|m| format!("state `{}` of slot {slot}: {m}", state.name))?;
+            }
+        }
+    } else if exact.run(case)?.iter().flatten().map(|x| x.to_bits()).ne(bits(&exact.run(case)?)) {
+        return Err("bits differ between two equal runs".into());
+    }
+    Ok(true)
+}
+
+/// Runs [`conform`] on many cases and gives the names and messages of all that failed, and how many
+/// ran.
+pub fn conform_all(
+    device: &dyn Device,
+    cases: &[Case],
+    options: &LoadOptions,
+) -> (usize, Vec<String>) {
+    let mut ran = 0;
+    let mut failures = Vec::new();
+    for case in cases {
+        match conform(device, case, options) {
+            Ok(did) => ran += usize::from(did),
+            Err(message) => failures.push(format!("{}: {message}", case.name)),
+        }
+    }
+    (ran, failures)
+}
+
+/// Compares two buffers; says where the difference is largest for its tolerance.
+///
+/// # Errors
+/// The first length or element that differs by more than the tolerance.
+pub fn compare(found: &[f32], expected: &[f32], tolerance: Tolerance) -> Result<(), String> {
+    if found.len() != expected.len() {
+        return Err(format!("{} elements, expected {}", found.len(), expected.len()));
+    }
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        if !tolerance.accepts(f64::from(found), f64::from(expected)) {
+            return Err(format!(
+                "element {i} is {found}, expected {expected} within {tolerance:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn bits(outputs: &[Vec<f32>]) -> impl Iterator<Item = u32> {
+    outputs.iter().flatten().map(|x| x.to_bits())
+}
+
+/// A case compiled on a device.
+struct Bench {
+    resident: Box<dyn Resident>,
+    program: Box<dyn Program>,
+    slots: Vec<u32>,
+}
+
+impl Bench {
+    fn new(
+        device: &dyn Device,
+        case: &Case,
+        options: &LoadOptions,
+        bucket: Bucket,
+    ) -> Result<Bench, String> {
+        let batch = case.bucket.batch;
+        let options = LoadOptions { state_slots: batch, ..options.clone() };
+        let resident = device.load(&case.plan, &case.weights, &options);
+        let mut resident = resident.map_err(|e| format!("load: {e}"))?;
+        let request = Request { entry: case.entry, bucket, class: KernelClass::Latency };
+        let program = resident.compile(request).map_err(|e| format!("compile: {e}"))?;
+        let stateful = case.plan.entry(case.entry).is_some_and(|entry| entry.uses_states());
+        let slots = if stateful { (0..batch as u32).rev().collect() } else { Vec::new() };
+        Ok(Bench { resident, program, slots })
+    }
+
+    /// Writes the inputs, runs, waits and reads all outputs.
+    fn run(&mut self, case: &Case) -> Result<Vec<Vec<f32>>, String> {
+        let entry = case.plan.entry(case.entry).ok_or("the case has no such entry")?;
+        for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&case.inputs).enumerate() {
+            write(self.program.as_mut(), i, entry.value(input.value).dtype, tensor);
+        }
+        let rows = case.bucket.batch;
+        let run = Run { rows, slots: &self.slots, cancel: None };
+        self.program.submit(&run).map_err(|e| format!("submit: {e}"))?;
+        self.program.wait().map_err(|e| format!("wait: {e}"))?;
+        let counts = self.program.info().output_elements.clone();
+        let mut outputs = Vec::new();
+        for (i, (all, row)) in counts.into_iter().enumerate() {
+            let mut output = vec![0.0; if row == 0 { all } else { row * rows }];
+            self.program.read(i, &mut output).map_err(|e| format!("read: {e}"))?;
+            outputs.push(output);
+        }
+        Ok(outputs)
+    }
+}
+
+fn write(program: &mut dyn Program, input: usize, dtype: DType, tensor: &Tensor) {
+    match dtype {
+        DType::F32 => program.write(input, Data::F32(&tensor.to_f32())),
+        DType::I32 => {
+            let integers: Vec<i32> = tensor.data.iter().map(|&x| x as i32).collect();
+            program.write(input, Data::I32(&integers));
+        }
+    }
+}
