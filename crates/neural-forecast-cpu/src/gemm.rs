@@ -157,6 +157,24 @@ impl Packed {
         packed
     }
 
+    /// Packs `terms` `[k, n]`, the transpose of what [`Packed::new`] takes, without rounding: the
+    /// columns of a panel lie next to each other already.
+    pub fn from_terms(isa: Isa, terms: &[f32], (n, k): (usize, usize)) -> Packed {
+        assert_eq!(terms.len(), n * k, "terms of a {n} x {k} product");
+        let mut packed = Packed::new(isa, Precision::F32, &[], (n, 0), 1, None);
+        let width = packed.width();
+        packed.k = k;
+        packed.panel_stride = k * width;
+        packed.data = Buffer::zeroed(packed.panels * packed.panel_stride);
+        for (i, to) in packed.data.as_mut_slice().chunks_exact_mut(width).enumerate() {
+            let (panel, term) = (i / k, i % k);
+            let first = panel * width;
+            let columns = width.min(n - first);
+            to[..columns].copy_from_slice(&terms[term * n + first..][..columns]);
+        }
+        packed
+    }
+
     /// The output that a column of a panel computes; `None` for padding.
     fn output(&self, panel: usize, column: usize) -> Option<usize> {
         if self.groups == 1 {
@@ -223,11 +241,6 @@ impl Packed {
     /// Bytes of packed weights.
     pub fn bytes(&self) -> usize {
         4 * (self.data.len() + self.bias.as_ref().map_or(0, Buffer::len))
-    }
-
-    /// Words between panels.
-    pub(crate) fn panel_stride(&self) -> usize {
-        self.panel_stride
     }
 
     /// Panel `p` from term `k` (even where weights are pairs) on.
@@ -356,25 +369,132 @@ impl<'a> Gemm<'a> {
         }
         assert_eq!(self.weights.lanes, isa.lanes(), "weights were packed for another tier");
         assert!(self.gate.is_none() || self.weights.groups == 2, "a gate needs two groups");
-        isa.run(Part { gemm: *self, rows, panels, scratch });
+        let product = Product {
+            x: self.x,
+            x_map: self.x_map,
+            weights: self.weights,
+            rows,
+            panels,
+            backwards: false,
+            finish: *self,
+        };
+        // SAFETY: the caller's.
+        unsafe { product.run(isa, scratch) }
+    }
+
+    /// Columns of panel `p` that the output has.
+    #[inline(always)]
+    fn columns<S: Simd>(&self, p: usize) -> usize {
+        let w = self.weights;
+        if self.gate.is_some() {
+            return (w.n / 2 - p * S::LANES).min(S::LANES);
+        }
+        if self.padded { w.width() } else { (w.n - p * w.width()).min(w.width()) }
     }
 }
 
-struct Part<'a, 's> {
-    gemm: Gemm<'a>,
-    rows: Range<usize>,
-    panels: Range<usize>,
+/// What happens to finished sums, and where unfinished ones may wait.
+pub trait Finish: Copy {
+    /// Where the sums of a panel of a row may be kept, and how many of its columns: in place where
+    /// that is the whole panel. `None` if there is no such place; then all terms are summed in one
+    /// go.
+    fn place<S: Simd>(&self, p: usize, r: usize) -> Option<(*mut f32, usize)>;
+
+    /// Takes the finished sums of panel `p` of row `r`.
+    ///
+    /// # Safety
+    /// `sums` holds the panel's width; the row and the panel are of the product being run.
+    unsafe fn row<S: Simd>(&self, s: S, p: usize, r: usize, sums: *const f32);
+}
+
+impl Finish for Gemm<'_> {
+    #[inline(always)]
+    fn place<S: Simd>(&self, p: usize, r: usize) -> Option<(*mut f32, usize)> {
+        if self.gate.is_some() {
+            return None;
+        }
+        // SAFETY: callers pass a row and a panel of this product.
+        let at = unsafe { self.y.add(self.y_map.offset(r) + p * self.weights.width()) };
+        Some((at, self.columns::<S>(p)))
+    }
+
+    /// Bias, activation, gate and residual, from `sums` to the output (maybe the same place).
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, s: S, p: usize, r: usize, sums: *const f32) {
+        let w = self.weights;
+        let bias = w.panel_bias(p);
+        let columns = self.columns::<S>(p);
+        let start = if self.gate.is_some() { p * S::LANES } else { p * w.width() };
+        // SAFETY: `sums` and `bias` hold the panel's width; output and residual its columns.
+        unsafe {
+            let y = self.y.add(self.y_map.offset(r) + start);
+            let residual = self.residual.map(|(at, map)| at.add(map.offset(r) + start));
+            let plain = self.activation == Activation::Identity && residual.is_none();
+            if plain && bias.is_none() && self.gate.is_none() && y.cast_const() == sums {
+                return;
+            }
+            let vectors = if self.gate.is_some() { 1 } else { w.vectors };
+            for v in 0..vectors {
+                let at = v * S::LANES;
+                if at >= columns {
+                    break;
+                }
+                let mut value = self.activation.apply(s, biased(s, sums, bias, at));
+                if let Some(gate) = self.gate {
+                    value = s.mul(value, gate.apply(s, biased(s, sums, bias, S::LANES)));
+                }
+                if let Some(residual) = residual {
+                    value = s.add(s.load_first(residual.add(at), columns - at), value);
+                }
+                s.store_first(y.add(at), value, columns - at);
+            }
+        }
+    }
+}
+
+/// Rows times panels, with whatever follows.
+#[derive(Clone, Debug)]
+pub struct Product<'a, F> {
+    /// Input `[rows, k]`.
+    pub x: *const f32,
+    /// Where its rows are.
+    pub x_map: RowMap,
+    /// Weights.
+    pub weights: &'a Packed,
+    /// Rows to compute.
+    pub rows: Range<usize>,
+    /// Panels to compute.
+    pub panels: Range<usize>,
+    /// Whether to walk the panels from the last to the first: alternating steps of a recurrence do,
+    /// so that what is still in the cache is read first.
+    pub backwards: bool,
+    /// What follows.
+    pub finish: F,
+}
+
+impl<F: Finish> Product<'_, F> {
+    /// Runs it on the calling thread.
+    ///
+    /// # Safety
+    /// `x` reaches what its map says, rows and panels exist, and `finish` may write what it writes.
+    pub unsafe fn run(self, isa: Isa, scratch: &mut Scratch) {
+        isa.run(Part { product: self, scratch });
+    }
+}
+
+struct Part<'a, 's, F> {
+    product: Product<'a, F>,
     scratch: &'s mut Scratch,
 }
 
-impl Kernel for Part<'_, '_> {
+impl<F: Finish> Kernel for Part<'_, '_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: `run_part`'s caller grants the memory of these rows and panels.
+        // SAFETY: `Product::run`'s caller grants the memory of these rows and panels.
         unsafe {
-            if self.rows.len() <= ROWS_DIRECT {
+            if self.product.rows.len() <= ROWS_DIRECT {
                 self.few_rows(s);
             } else {
                 self.many_rows(s);
@@ -383,55 +503,38 @@ impl Kernel for Part<'_, '_> {
     }
 }
 
-impl Part<'_, '_> {
-    /// Columns of panel `p` that the output has.
-    #[inline(always)]
-    fn columns<S: Simd>(&self, p: usize) -> usize {
-        let w = self.gemm.weights;
-        if self.gemm.gate.is_some() {
-            return (w.n / 2 - p * S::LANES).min(S::LANES);
-        }
-        if self.gemm.padded { w.width() } else { (w.n - p * w.width()).min(w.width()) }
-    }
-
-    /// Whether panel `p` can be written in place.
-    #[inline(always)]
-    fn whole<S: Simd>(&self, p: usize) -> bool {
-        self.gemm.gate.is_none() && self.columns::<S>(p) == self.gemm.weights.width()
-    }
-
+impl<F: Finish> Part<'_, '_, F> {
     /// Rows read in place, several panels at once.
     #[inline(always)]
     unsafe fn few_rows<S: Simd>(self, s: S) {
-        let (g, w) = (&self.gemm, self.gemm.weights);
-        let m = self.rows.len();
+        let Product { x, x_map, weights: w, rows, panels, backwards, finish } = self.product;
+        let m = rows.len();
         let at_once = tile::panels_at_once::<S>(m, w.vectors);
-        let mut x = [std::ptr::null(); ROWS_DIRECT];
-        let mut y = [std::ptr::null_mut(); ROWS_DIRECT];
-        let mut p = self.panels.start;
+        let groups = panels.len() / at_once;
+        let singles = panels.len() % at_once;
+        let mut from = [std::ptr::null(); ROWS_DIRECT];
+        let mut to = [std::ptr::null_mut(); ROWS_DIRECT];
+        let buffer = self.scratch.tile.as_mut_ptr();
         // SAFETY: rows and panels are in range; the tile buffer holds 4 panels of 12 rows.
         unsafe {
-            for (i, r) in self.rows.clone().enumerate() {
-                x[i] = g.x.add(g.x_map.offset(r));
+            for (i, r) in rows.clone().enumerate() {
+                from[i] = x.add(x_map.offset(r));
+                to[i] = buffer.add(i * WIDTH_MAX * 4);
             }
-            while p < self.panels.end {
-                let count = if p + at_once <= self.panels.end { at_once } else { 1 };
-                let in_place = self.whole::<S>(p + count - 1);
-                let buffer = self.scratch.tile.as_mut_ptr();
-                for (i, r) in self.rows.clone().enumerate() {
-                    y[i] = if in_place {
-                        g.y.add(g.y_map.offset(r) + p * w.width())
-                    } else {
-                        buffer.add(i * WIDTH_MAX * 4)
-                    };
-                }
+            for i in 0..groups + singles {
+                let i = if backwards { groups + singles - 1 - i } else { i };
+                let (p, count) = if i < groups {
+                    (panels.start + i * at_once, at_once)
+                } else {
+                    (panels.start + groups * at_once + i - groups, 1)
+                };
                 let args = Args {
                     k: w.k,
-                    rows: &x[..m],
+                    rows: &from[..m],
                     panel: w.panel(p, 0),
                     step: w.width(),
                     panel_stride: w.panel_stride,
-                    out: &y[..m],
+                    out: &to[..m],
                     out_stride: w.width(),
                     accumulate: false,
                 };
@@ -440,11 +543,10 @@ impl Part<'_, '_> {
                     Precision::Bf16 => tile::direct::<S, Half>(s, m, w.vectors, count, &args),
                 }
                 for i in 0..count {
-                    for (m, r) in self.rows.clone().enumerate() {
-                        self.finish_row(s, p + i, r, y[m].add(i * w.width()));
+                    for (m, r) in rows.clone().enumerate() {
+                        finish.row(s, p + i, r, to[m].add(i * w.width()));
                     }
                 }
-                p += count;
             }
         }
     }
@@ -452,29 +554,29 @@ impl Part<'_, '_> {
     /// Rows copied block by block.
     #[inline(always)]
     unsafe fn many_rows<S: Simd>(mut self, s: S) {
-        let k = self.gemm.weights.k;
-        let blocks = k.div_ceil(K_BLOCK).max(1);
-        let block = k.div_ceil(blocks).next_multiple_of(2);
-        // A gated panel is finished in one go, because its sums have no place in the output.
-        let together = if self.gemm.gate.is_some() { blocks } else { 1 };
-        let most = S::ROWS[self.gemm.weights.vectors - 1];
-        let pass = (COPIED_ROWS / together).min(PASS_ROWS).max(most);
-        let passes = self.rows.len().div_ceil(pass);
-        let all = self.rows.clone();
+        let w = self.product.weights;
+        let blocks = w.k.div_ceil(K_BLOCK).max(1);
+        let block = w.k.div_ceil(blocks).next_multiple_of(2).max(2);
+        let all = self.product.rows.clone();
+        let waits = self.product.finish.place::<S>(self.product.panels.start, all.start).is_some();
+        let together = if waits { 1 } else { blocks };
+        let most = S::ROWS[w.vectors - 1];
+        let pass = (COPIED_ROWS / together).clamp(most, PASS_ROWS);
+        let passes = all.len().div_ceil(pass);
         for i in 0..passes {
             let rows = all.start + tile::tile_start(all.len(), passes, i)
                 ..all.start + tile::tile_start(all.len(), passes, i + 1);
-            let mut first = 0;
-            while first < k.max(1) {
-                let terms = first..(first + together * block).min(k);
+            for c in 0..blocks.div_ceil(together) {
+                let terms = (c * together * block).min(w.k)..((c + 1) * together * block).min(w.k);
                 // SAFETY: rows and terms are in range, and the copies fit: `pass · together`.
                 unsafe {
                     self.copy_rows(rows.clone(), terms.clone(), block);
-                    for p in self.panels.clone() {
+                    for i in 0..self.product.panels.len() {
+                        let Range { start, end } = self.product.panels;
+                        let p = if self.product.backwards { end - 1 - i } else { start + i };
                         self.panel_pass(s, p, rows.clone(), terms.clone(), block);
                     }
                 }
-                first += (together * block).max(1);
             }
         }
     }
@@ -482,14 +584,13 @@ impl Part<'_, '_> {
     /// Copies terms of rows into the scratch: block by block, row by row.
     #[inline(always)]
     unsafe fn copy_rows(&mut self, rows: Range<usize>, terms: Range<usize>, block: usize) {
-        let g = &self.gemm;
         let to = self.scratch.copied.as_mut_ptr();
-        for (b, start) in terms.clone().step_by(block.max(1)).enumerate() {
+        for (b, start) in terms.clone().step_by(block).enumerate() {
             let n = block.min(terms.end - start);
             for (i, r) in rows.clone().enumerate() {
                 // SAFETY: row and terms exist; at most `COPIED_ROWS` rows of blocks are copied.
                 unsafe {
-                    let from = g.x.add(g.x_map.offset(r) + start);
+                    let from = self.product.x.add(self.product.x_map.offset(r) + start);
                     let to = to.add((b * rows.len() + i) * ROW_STRIDE);
                     std::ptr::copy_nonoverlapping(from, to, n);
                 }
@@ -507,18 +608,17 @@ impl Part<'_, '_> {
         terms: Range<usize>,
         block: usize,
     ) {
-        let w = self.gemm.weights;
-        let most = S::ROWS[w.vectors - 1];
-        let count = tile::tiles(rows.len(), most);
-        let last = terms.end == w.k;
-        let whole = self.whole::<S>(p);
+        let w = self.product.weights;
+        let count = tile::tiles(rows.len(), S::ROWS[w.vectors - 1]);
         let single = terms.len() <= block;
         // SAFETY: panel and terms exist; a block of a panel fits the scratch.
         let mut panel = unsafe { self.widen(s, p, terms.start, terms.len().min(block)) };
         for t in 0..count {
             let first = tile::tile_start(rows.len(), count, t);
             let m = tile::tile_start(rows.len(), count, t + 1) - first;
-            for (b, start) in terms.clone().step_by(block.max(1)).enumerate() {
+            // Without terms there is one empty block, whose sums are zero.
+            for b in 0..terms.len().div_ceil(block).max(1) {
+                let start = terms.start + b * block;
                 let n = block.min(terms.end - start);
                 // SAFETY: as above; the destination is this worker's part of the output.
                 unsafe {
@@ -527,19 +627,8 @@ impl Part<'_, '_> {
                     }
                     let x = self.scratch.copied.as_ptr();
                     let x = x.add((b * rows.len() + first) * ROW_STRIDE);
-                    let to = Destination { p, rows: rows.start + first, m, whole };
-                    self.tile(s, x, panel, n, to, start > 0, last && start + n == w.k);
-                }
-            }
-        }
-        if terms.is_empty() {
-            // No terms: the sums are zero, and only the epilogue is left.
-            for r in rows {
-                let zeros = self.scratch.tile.as_mut_ptr();
-                // SAFETY: the tile buffer holds one row of a panel, this worker's row.
-                unsafe {
-                    std::ptr::write_bytes(zeros, 0, w.width());
-                    self.finish_row(s, p, r, zeros);
+                    let r = rows.start + first;
+                    self.tile(s, p, r..r + m, start..start + n, x, panel);
                 }
             }
         }
@@ -548,7 +637,7 @@ impl Part<'_, '_> {
     /// Terms of a panel as floats: in place, or widened into the scratch.
     #[inline(always)]
     unsafe fn widen<S: Simd>(&mut self, s: S, p: usize, start: usize, n: usize) -> *const f32 {
-        let w = self.gemm.weights;
+        let w = self.product.weights;
         let from = w.panel(p, start);
         if w.precision == Precision::F32 {
             return from;
@@ -569,36 +658,36 @@ impl Part<'_, '_> {
         to
     }
 
+    /// One tile over one block of terms; the sums of earlier blocks wait where `place` says, or in
+    /// the tile buffer.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
     unsafe fn tile<S: Simd>(
         &mut self,
         s: S,
+        p: usize,
+        rows: Range<usize>,
+        terms: Range<usize>,
         x: *const f32,
         panel: *const f32,
-        k: usize,
-        to: Destination,
-        carry: bool,
-        last: bool,
     ) {
-        let (g, w) = (self.gemm, self.gemm.weights);
-        let Destination { p, rows, m, whole } = to;
-        let columns = self.columns::<S>(p);
-        // A gated tile walks all blocks at once, so its sums stay in the buffer from block to block.
-        let spill = !whole && g.gate.is_none();
+        let (w, finish) = (self.product.weights, self.product.finish);
+        let (m, carry, last) = (rows.len(), terms.start > 0, terms.end == w.k);
         let buffer = self.scratch.tile.as_mut_ptr();
         let mut out = [std::ptr::null_mut(); ROWS_MAX];
         // SAFETY: rows and columns are this worker's; the buffer holds `ROWS_MAX` rows.
         unsafe {
             for (i, out) in out.iter_mut().enumerate().take(m) {
-                let y = g.y.add(g.y_map.offset(rows + i) + p * w.width());
-                *out = if whole { y } else { buffer.add(i * WIDTH_MAX) };
-                if spill && carry {
-                    std::ptr::copy_nonoverlapping(y, *out, columns);
+                *out = buffer.add(i * WIDTH_MAX);
+                match finish.place::<S>(p, rows.start + i) {
+                    Some((place, columns)) if columns == w.width() => *out = place,
+                    Some((place, columns)) if carry => {
+                        std::ptr::copy_nonoverlapping(place, *out, columns);
+                    }
+                    _ => {}
                 }
             }
             let args = Args {
-                k,
+                k: terms.len(),
                 rows: &[x],
                 panel,
                 step: w.width(),
@@ -610,45 +699,12 @@ impl Part<'_, '_> {
             tile::copied(s, m, w.vectors, &args);
             for (i, out) in out.iter().enumerate().take(m) {
                 if last {
-                    self.finish_row(s, p, rows + i, *out);
-                } else if spill {
-                    let y = g.y.add(g.y_map.offset(rows + i) + p * w.width());
-                    std::ptr::copy_nonoverlapping(*out, y, columns);
+                    finish.row(s, p, rows.start + i, *out);
+                } else if let Some((place, columns)) = finish.place::<S>(p, rows.start + i)
+                    && place != *out
+                {
+                    std::ptr::copy_nonoverlapping(*out, place, columns);
                 }
-            }
-        }
-    }
-
-    /// Bias, activation, gate and residual of one row of a panel, from `sums` to the output (which
-    /// may be the same place).
-    #[inline(always)]
-    unsafe fn finish_row<S: Simd>(&self, s: S, p: usize, r: usize, sums: *const f32) {
-        let (g, w) = (&self.gemm, self.gemm.weights);
-        let bias = w.panel_bias(p);
-        let columns = self.columns::<S>(p);
-        let start = if g.gate.is_some() { p * S::LANES } else { p * w.width() };
-        // SAFETY: `sums` and `bias` hold the panel's width; output and residual its columns.
-        unsafe {
-            let y = g.y.add(g.y_map.offset(r) + start);
-            let residual = g.residual.map(|(at, map)| at.add(map.offset(r) + start));
-            let plain = g.activation == Activation::Identity && residual.is_none();
-            if plain && bias.is_none() && g.gate.is_none() && y.cast_const() == sums {
-                return;
-            }
-            let vectors = if g.gate.is_some() { 1 } else { w.vectors };
-            for v in 0..vectors {
-                let at = v * S::LANES;
-                if at >= columns {
-                    break;
-                }
-                let mut value = g.activation.apply(s, biased(s, sums, bias, at));
-                if let Some(gate) = g.gate {
-                    value = s.mul(value, gate.apply(s, biased(s, sums, bias, S::LANES)));
-                }
-                if let Some(residual) = residual {
-                    value = s.add(s.load_first(residual.add(at), columns - at), value);
-                }
-                s.store_first(y.add(at), value, columns - at);
             }
         }
     }
@@ -665,14 +721,6 @@ unsafe fn biased<S: Simd>(s: S, sums: *const f32, bias: Option<*const f32>, at: 
             None => sum,
         }
     }
-}
-
-#[derive(Clone, Copy)]
-struct Destination {
-    p: usize,
-    rows: usize,
-    m: usize,
-    whole: bool,
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ pub mod isa;
 pub mod memory;
 #[cfg(test)]
 mod random;
+pub mod rnn;
 pub mod simd;
+pub mod slices;
 pub mod team;
 pub mod tile;
 pub mod vecmath;
