@@ -1,0 +1,9 @@
+//! The integration guide's `gpu` module: what serves in the place of a GPU, and the benchmark suite
+//! that every backend joins.
+//!
+//! Here whatever the features; only the devices themselves depend on them, and their modules arrive
+//! with their backends.
+
+pub mod performance_benchmarks;
+mod power;
+pub mod simd_fallback;
