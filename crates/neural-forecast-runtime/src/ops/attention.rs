@@ -28,6 +28,10 @@ pub struct Rope {
     /// Base of the frequencies: pair `j` of a head turns by `position · theta^(−2j / head)`. The
     /// pairs are `(j, j + head/2)`.
     pub theta: f32,
+    /// Whether a row's position is the number of visible rows before it, by the key mask, instead
+    /// of its index: left-padded sequences then turn as if nothing stood before them. With a ring
+    /// positions always count so.
+    pub skip_masked: bool,
 }
 
 /// RMS normalisation of each head's queries and keys, after the rotation.
@@ -521,7 +525,7 @@ impl Attention {
         let head = self.head();
         for head_row in row.chunks_exact_mut(head) {
             if let Some(rope) = self.rope {
-                rope.rotate(head_row, position);
+                rope.rotate(head_row, self.turn(c, rope, b, position));
             }
             if let Some((weight, eps)) = norm {
                 let square = head_row.iter().map(|x| x * x).sum::<f64>() / head as f64;
@@ -531,6 +535,19 @@ impl Attention {
             }
         }
         row
+    }
+}
+
+impl Attention {
+    /// The position by which the row at index `position` turns.
+    fn turn(&self, c: &ReferenceContext<'_>, rope: Rope, b: usize, position: isize) -> isize {
+        match self.key_mask {
+            Some(mask) if rope.skip_masked && self.ring.is_none() => {
+                let before = 0..position.max(0) as usize;
+                before.filter(|&j| c.value(mask).at(&[b, j]) != 0.0).count() as isize
+            }
+            _ => position,
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub enum Spread {
     One,
     /// Population standard deviation `√(Σ(x − mean)² / n)`, around the mean whatever the centre.
     Deviation,
+    /// Sample standard deviation `√(Σ(x − mean)² / (n − 1))`; 0 for one observation.
+    SampleDeviation,
     /// `√(var + eps)`: as `Deviation` with this inside the root.
     DeviationInside(f32),
     /// Lower median of `|x − median|`; where that is 0, the standard deviation times
@@ -55,6 +57,10 @@ pub enum ZeroSpread {
     Value(f32),
     /// `|centre|` plus this number.
     CenterMagnitude(f32),
+    /// Nothing, but windows are divided by 1 where the spread (with `eps`) is below this number:
+    /// the statistics keep the spread as it is, so that forecasts of a constant series collapse
+    /// onto its centre.
+    Collapse(f32),
 }
 
 /// Over which positions statistics are taken.
@@ -124,7 +130,8 @@ pub struct Normalize {
     /// Learned map after scaling.
     pub affine: Option<Affine>,
     /// A [`crate::plan::StateKind::ScalerStatistics`] slot that carries count, mean and squared
-    /// deviations over runs (`Center::Mean` with `Spread::Deviation*` only).
+    /// deviations over runs, `[3, C]` (`Center::Mean` with a spread around the mean only). Prefix
+    /// statistics continue those of earlier runs, and their slot is `[3, 1]`.
     pub running: Option<StateId>,
 }
 
@@ -218,17 +225,22 @@ impl Normalize {
             affine.check(c, c.fixed("the channels of `x`", x.last())?)?;
         }
         if let Some(state) = self.running {
-            let channels = c.fixed("the channels of `x`", x.last())?;
-            let deviation =
-                matches!(self.scaler.spread, Spread::Deviation | Spread::DeviationInside(_));
+            let channels = match self.statistics {
+                Statistics::Prefix => 1,
+                _ => c.fixed("the channels of `x`", x.last())?,
+            };
+            let deviation = matches!(
+                self.scaler.spread,
+                Spread::Deviation | Spread::SampleDeviation | Spread::DeviationInside(_)
+            );
             if c.state(state) != [3, channels]
                 || self.scaler.center != Center::Mean
                 || !deviation
-                || self.statistics != Statistics::Window
+                || matches!(self.statistics, Statistics::First(_))
             {
                 return Err(c.error(format!(
-                    "running statistics need mean and deviation over windows and a state of shape \
-                     [3, {channels}], found {:?}",
+                    "running statistics need mean and deviation over windows or prefixes and a \
+                     state of shape [3, {channels}], found {:?}",
                     c.state(state)
                 )));
             }
@@ -369,6 +381,7 @@ impl Scaler {
         let spread = match self.spread {
             Spread::One => 1.0,
             Spread::Deviation => moments.deviation(),
+            Spread::SampleDeviation => (moments.squares / (moments.count - 1.0).max(1.0)).sqrt(),
             Spread::DeviationInside(eps) => {
                 (moments.squares / moments.count + f64::from(eps)).sqrt()
             }
@@ -395,7 +408,11 @@ impl Scaler {
     }
 
     fn scale(&self, x: f64, (shift, scale): (f64, f64)) -> f64 {
-        let scaled = (x - shift) / scale;
+        let divisor = match self.zero {
+            ZeroSpread::Collapse(limit) if scale < f64::from(limit) => 1.0,
+            _ => scale,
+        };
+        let scaled = (x - shift) / divisor;
         if self.asinh { scaled.asinh() } else { scaled }
     }
 
@@ -415,7 +432,7 @@ impl Normalize {
             Some(mask) => mask.at(&[b, t, k.min(mask.shape[2] - 1)]) != 0.0,
         };
         let (statistics, state) = match self.statistics {
-            Statistics::Prefix => (self.prefixes(x, &observed), None),
+            Statistics::Prefix => self.prefixes(c, x, &observed),
             Statistics::Window => self.windows(c, x, x.shape[1], &observed),
             Statistics::First(n) => self.windows(c, x, n, &observed),
         };
@@ -473,21 +490,40 @@ impl Normalize {
         (statistics, state)
     }
 
-    /// Statistics `[B, N, 2]` of all patches up to and including each.
-    fn prefixes(&self, x: &Tensor, observed: &dyn Fn(usize, usize, usize) -> bool) -> Tensor {
+    /// Statistics `[B, N, 2]` of all patches up to and including each, after those of earlier runs,
+    /// and the running state after the last.
+    fn prefixes(
+        &self,
+        c: &ReferenceContext<'_>,
+        x: &Tensor,
+        observed: &dyn Fn(usize, usize, usize) -> bool,
+    ) -> (Tensor, Option<Tensor>) {
         let (rows, patches, length) = (x.shape[0], x.shape[1], x.shape[2]);
         let mut statistics = Tensor::zeros([rows, patches, 2]);
+        let mut state = self.running.map(|id| c.state(id).clone());
         for b in 0..rows {
+            let carried = state.as_ref().map(|state| Moments {
+                count: state.at(&[b, 0, 0]),
+                mean: state.at(&[b, 1, 0]),
+                squares: state.at(&[b, 2, 0]),
+            });
             let mut seen = Vec::new();
             for n in 0..patches {
                 let positions = (0..length).filter(|&p| observed(b, n, p));
                 seen.extend(positions.map(|p| x.at(&[b, n, p])));
-                let (shift, scale) = self.scaler.fit(&seen, Moments::of(&seen));
+                let mut moments = Moments::of(&seen);
+                if let (Some(carried), Some(state)) = (carried, &mut state) {
+                    moments = carried.merge(moments);
+                    *state.at_mut(&[b, 0, 0]) = moments.count;
+                    *state.at_mut(&[b, 1, 0]) = moments.mean;
+                    *state.at_mut(&[b, 2, 0]) = moments.squares;
+                }
+                let (shift, scale) = self.scaler.fit(&seen, moments);
                 *statistics.at_mut(&[b, n, 0]) = shift;
                 *statistics.at_mut(&[b, n, 1]) = scale;
             }
         }
-        statistics
+        (statistics, state)
     }
 }
 

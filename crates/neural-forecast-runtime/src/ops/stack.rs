@@ -207,6 +207,9 @@ impl Stack {
         }
         match &sublayer.kind {
             SublayerKind::SelfAttention(a) => a.check(c, l, d, d),
+            SublayerKind::GroupAttention(a) if a.causal || a.bias.is_some() || a.rope.is_some() => {
+                Err(c.error(format!("layer {l}: attention over groups has no order or bias")))
+            }
             SublayerKind::GroupAttention(a) if self.groups.is_some() => a.check(c, l, d, d),
             SublayerKind::GroupAttention(_) => {
                 Err(c.error(format!("layer {l} attends over groups, and there are none")))
@@ -428,8 +431,8 @@ impl Stack {
         let mut q = a.query.of(c, x);
         let mut k = a.key.of(c, memory);
         let v = a.value.of(c, memory);
-        a.prepare(c, &mut q, shift, a.qk_norm.map(|n| n.query));
-        a.prepare(c, &mut k, 0, a.qk_norm.map(|n| n.key));
+        a.prepare(c, &mut q, shift, mask, a.qk_norm.map(|n| n.query));
+        a.prepare(c, &mut k, 0, mask, a.qk_norm.map(|n| n.key));
         if let Some(scale) = a.per_dim_scale {
             let scale = &c.weight(scale).data;
             let factor = std::f64::consts::LOG2_E / (a.head as f64).sqrt();
@@ -509,12 +512,21 @@ impl AttentionLayer {
         c: &ReferenceContext<'_>,
         x: &mut Tensor,
         first: isize,
+        mask: Option<&Tensor>,
         norm: Option<WeightId>,
     ) {
         let (time, half) = (x.shape[1], self.head / 2);
         for (i, head) in x.data.chunks_exact_mut(self.head).enumerate() {
-            let position = (i / self.heads % time) as isize + first;
+            let index = (i / self.heads % time) as isize + first;
             if let Some(rope) = self.rope {
+                let position = match mask.filter(|_| rope.skip_masked) {
+                    Some(mask) => {
+                        let row = i / (self.heads * time);
+                        let before = (0..index).filter(|&j| mask.at(&[row, j as usize]) != 0.0);
+                        before.count() as isize
+                    }
+                    None => index,
+                };
                 let before = head.to_vec();
                 for j in 0..half {
                     let exponent = -2.0 * j as f64 / self.head as f64;

@@ -11,9 +11,10 @@ use crate::plan::{DType, Dim, StateKind, ValueId};
 const CENTERS: [Center; 6] =
     [Center::Zero, Center::Mean, Center::Median, Center::Last, Center::Minimum, Center::Midrange];
 
-const SPREADS: [Spread; 7] = [
+const SPREADS: [Spread; 8] = [
     Spread::One,
     Spread::Deviation,
+    Spread::SampleDeviation,
     Spread::DeviationInside(1e-5),
     Spread::MedianDeviation,
     Spread::Range,
@@ -110,19 +111,31 @@ fn options(cases: &mut Vec<Case>) {
 }
 
 fn prefixes(cases: &mut Vec<Case>) {
-    let mut c = CaseBuilder::new("normalize by prefixes of patches", bucket(4, 5));
+    prefix(cases, "normalize by prefixes of patches", Scaler::standard(1e-6), false);
+    let zero = ZeroSpread::Collapse(1e-6);
+    let scaler = Scaler { zero, ..Scaler::standard(0.0) };
+    prefix(cases, "normalize by prefixes that may collapse", scaler, false);
+    prefix(cases, "normalize by carried prefixes", scaler, true);
+}
+
+fn prefix(cases: &mut Vec<Case>, name: &str, scaler: Scaler, carried: bool) {
+    let mut c = CaseBuilder::new(name, bucket(4, 5));
+    if carried {
+        c = c.stateful();
+    }
     let shape = [Dim::BATCH, 5.into(), 8.into()];
     let x = c.input(&shape);
     let mut observed = |at: &[usize]| f64::from(at[0] != 3 && at[1] * 8 + at[2] > 3 * at[0]);
     let mask = c.input_of(&shape, DType::F32, &mut observed);
-    let scaler = Scaler::standard(1e-6);
+    let forecast = c.input(&[Dim::BATCH, 3.into(), 4.into()]);
+    let running = carried.then(|| c.state(StateKind::ScalerStatistics, &[3, 1]));
     let normalize = Normalize {
         statistics: Statistics::Prefix,
         masked: Masked::Zero,
+        running,
         ..Normalize::window(x, Some(mask), scaler)
     };
     let y = c.steps(normalize);
-    let forecast = c.input(&[Dim::BATCH, 3.into(), 4.into()]);
     let undo = Denormalize {
         x: forecast,
         statistics: y[1],

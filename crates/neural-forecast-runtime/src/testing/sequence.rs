@@ -46,12 +46,18 @@ pub(super) fn attention(cases: &mut Vec<Case>) {
             a.causal = !bidirectional;
         });
     }
-    variant("rotary", &|_, a| a.rope = Some(Rope { theta: 10_000.0 }));
+    variant("rotary", &|_, a| a.rope = Some(Rope { theta: 10_000.0, skip_masked: false }));
     variant("rotary, normalised, scaled by dimension", &|c, a| {
-        a.rope = Some(Rope { theta: 100.0 });
+        a.rope = Some(Rope { theta: 100.0, skip_masked: false });
         a.qk_norm = Some(QkNorm { query: c.positive(head), key: c.positive(head), eps: 1e-6 });
         a.per_dim_scale = Some(c.bias(head));
         a.scales = vec![1.0];
+        a.causal = true;
+    });
+    variant("rotary by visible rows", &|c, a| {
+        a.rope = Some(Rope { theta: 100.0, skip_masked: true });
+        a.qk_norm = Some(QkNorm { query: c.positive(head), key: c.positive(head), eps: 1e-6 });
+        a.key_mask = Some(c.mask(&[Dim::BATCH, Dim::LENGTH]));
         a.causal = true;
     });
     variant("over groups", &|c, a| {
@@ -121,7 +127,7 @@ fn rings(cases: &mut Vec<Case>) {
         };
         c.terms(16);
         let plain = Attention::new(columns(0), columns(1), columns(2), heads, 0.5);
-        let rope = Some(Rope { theta: 100.0 });
+        let rope = Some(Rope { theta: 100.0, skip_masked: false });
         let y = c.step(Attention { ring: Some(ring), causal, rope, ..plain });
         cases.push(c.finish(&[y]));
     }
@@ -196,7 +202,7 @@ pub(super) fn stacks(cases: &mut Vec<Case>) {
                     };
                     let mut a = attention_layer(&mut c, width, width, 2);
                     a.causal = kind == 1;
-                    a.rope = (kind == 2).then_some(Rope { theta: 100.0 });
+                    a.rope = (kind == 2).then_some(Rope { theta: 100.0, skip_masked: norms == 1 });
                     let attention =
                         Sublayer { kind: SublayerKind::SelfAttention(a), norm: place(&mut c) };
                     let activation = if l == 0 { Activation::Gelu } else { Activation::Relu };
@@ -243,9 +249,13 @@ fn special(cases: &mut Vec<Case>) {
             cases.push(c.finish(&[y]));
         };
         stack("residual scores", &|_, _| (), &|_, s| s.residual_scores = true);
-        stack("residual rotated scores", &|_, a| a.rope = Some(Rope { theta: 50.0 }), &|_, s| {
-            s.residual_scores = true;
-        });
+        stack(
+            "residual rotated scores",
+            &|_, a| a.rope = Some(Rope { theta: 50.0, skip_masked: false }),
+            &|_, s| {
+                s.residual_scores = true;
+            },
+        );
         stack(
             "relative bias",
             &|c, a| {
@@ -265,7 +275,7 @@ fn special(cases: &mut Vec<Case>) {
             &|c, a| {
                 a.qk_norm = Some(QkNorm { query: c.positive(4), key: c.positive(4), eps: 1e-6 });
                 a.per_dim_scale = Some(c.bias(4));
-                a.rope = Some(Rope { theta: 50.0 });
+                a.rope = Some(Rope { theta: 50.0, skip_masked: false });
                 a.causal = true;
             },
             &|_, _| (),

@@ -301,7 +301,7 @@ impl<'a> Network<'a> {
         for l in 0..c.num_layers {
             let name = |sublayer: usize| format!("encoder.block.{l}.layer.{sublayer}");
             let mut time = self.attention(b, &name(0));
-            time.rope = Some(Rope { theta: c.rope_theta as f32 });
+            time.rope = Some(Rope { theta: c.rope_theta as f32, skip_masked: false });
             let group = self.group(b, &name(1));
             let feed_forward = FeedForward {
                 up: product(b, &format!("{}.mlp.wi", name(2)), [c.d_ff, c.d_model], false),
