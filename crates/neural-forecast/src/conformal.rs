@@ -63,7 +63,7 @@ impl Scores {
     /// Checkpoint, when the values are not a whole number of series, or one is not finite.
     pub fn new(windows: usize, horizon: usize, values: Vec<f64>) -> Result<Self> {
         let per_series = windows.checked_mul(horizon).filter(|&size| size > 0);
-        if per_series.is_none_or(|size| values.len() % size != 0) {
+        if per_series.is_none_or(|size| !values.len().is_multiple_of(size)) {
             return Err(Error::new(
                 ErrorKind::Checkpoint,
                 format!(

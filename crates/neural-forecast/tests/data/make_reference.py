@@ -12,6 +12,7 @@ import coreforecast
 import neuralforecast
 import numpy as np
 import pandas as pd
+import utilsforecast
 from coreforecast.grouped_array import GroupedArray
 from coreforecast.scalers import (
     LocalBoxCoxScaler,
@@ -24,6 +25,7 @@ from neuralforecast.utils import (
     add_conformal_distribution_intervals,
     add_conformal_error_intervals,
 )
+from utilsforecast import losses
 
 
 def number(x):
@@ -187,10 +189,57 @@ def names():
     return out
 
 
+def metrics():
+    rng = np.random.default_rng(3)
+    season, n_train, n_test, level = 4, 30, 9, 80
+    series = rng.normal(20, 4, n_train + n_test).astype(np.float32)
+    train = pd.DataFrame({"unique_id": "a", "ds": range(n_train), "y": series[:n_train]})
+    columns = {
+        "M": series[n_train:] + rng.normal(0, 2, n_test),
+        "M-lo-80": series[n_train:] - np.abs(rng.normal(0, 3, n_test)) + 1,
+        "M-hi-80": series[n_train:] + np.abs(rng.normal(0, 3, n_test)) - 0.5,
+    }
+    columns = {name: values.astype(np.float32) for name, values in columns.items()}
+    test = pd.DataFrame(
+        {
+            "unique_id": "a",
+            "ds": range(n_train, n_train + n_test),
+            "y": series[n_train:],
+            **columns,
+        }
+    )
+
+    def one(frame, column="M"):
+        return number(frame[column].iloc[0])
+
+    scaled = dict(seasonality=season, train_df=train)
+    return {
+        "season": season,
+        "level": level,
+        "train": [number(v) for v in train["y"]],
+        "actual": [number(v) for v in test["y"]],
+        "point": [number(v) for v in test["M"]],
+        "low": [number(v) for v in test["M-lo-80"]],
+        "high": [number(v) for v in test["M-hi-80"]],
+        "mae": one(losses.mae(test, ["M"])),
+        "mse": one(losses.mse(test, ["M"])),
+        "rmse": one(losses.rmse(test, ["M"])),
+        "smape": one(losses.smape(test, ["M"])),
+        "mase": one(losses.mase(test, ["M"], **scaled)),
+        "quantile_loss": one(losses.quantile_loss(test, {"M": "M-lo-80"}, q=0.1)),
+        "scaled_quantile_loss": one(
+            losses.scaled_quantile_loss(test, {"M": "M-lo-80"}, q=0.1, **scaled)
+        ),
+        "coverage": one(losses.coverage(test, ["M"], level)),
+        "winkler": one(losses.winkler_score(test, ["M"], level)),
+    }
+
+
 if __name__ == "__main__":
     versions = {
         "neuralforecast": neuralforecast.__version__,
         "coreforecast": coreforecast.__version__,
+        "utilsforecast": utilsforecast.__version__,
         "pandas": pd.__version__,
         "numpy": np.__version__,
     }
@@ -201,5 +250,6 @@ if __name__ == "__main__":
         "calendar": calendar(),
         "conformal": conformal(),
         "names": names(),
+        "metrics": metrics(),
     }
     print(json.dumps(record, indent=None, separators=(",", ":")).replace('},{"', '},\n{"'))
