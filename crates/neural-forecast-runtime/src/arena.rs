@@ -56,7 +56,8 @@ impl ArenaPlan {
         let lives = lifetimes(entry, &owners);
         let mut regions = vec![Region { offset: 0, bytes: 0 }; entry.values.len()];
         let mut placed: Vec<(Region, Range<usize>)> = Vec::new();
-        let mut order: Vec<usize> = (0..entry.values.len()).filter(|&v| owners[v] == v).collect();
+        let mut order: Vec<usize> =
+            (0..entry.values.len()).filter(|&v| owners[v] == v && !lives[v].is_empty()).collect();
         let size = |v: usize| elements(&entry.values[v].shape, bucket) * 4;
         // Largest first: the classic greedy order for offset assignment.
         order.sort_by_key(|&v| (std::cmp::Reverse(size(v)), v));

@@ -14,11 +14,15 @@ pub mod arena;
 pub mod device;
 mod error;
 pub mod flops;
+pub mod fuse;
+pub mod lower;
 pub mod ops;
 pub mod plan;
+mod prepare;
 pub mod reference;
 pub mod testing;
 mod weights;
 
 pub use error::{DeviceError, DeviceErrorKind, PlanError};
+pub use prepare::prepare;
 pub use weights::MemoryWeights;

@@ -206,6 +206,30 @@ impl Entry {
         self.inputs.iter().find(|input| input.name == name)
     }
 
+    /// The same entry without values that nothing writes: what rewriting leaves behind would take
+    /// room in the arena.
+    pub(crate) fn without_unused_values(&self) -> Entry {
+        let mut renamed: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let written = self.inputs.iter().map(|input| input.value);
+        let written = written.chain(self.steps.iter().flat_map(|s| s.outputs.iter().copied()));
+        let mut values = Vec::new();
+        for value in written {
+            renamed[value.index()] = Some(ValueId(values.len() as u32));
+            values.push(self.value(value).clone());
+        }
+        let new_id = |old: ValueId| {
+            renamed[old.index()].expect("what an entry reads is an input or written by a step")
+        };
+        let mut entry = Entry { values, ..self.clone() };
+        entry.inputs.iter_mut().for_each(|input| input.value = new_id(input.value));
+        entry.outputs.iter_mut().for_each(|output| output.value = new_id(output.value));
+        for step in &mut entry.steps {
+            step.op.visit_values(&mut |id| *id = new_id(*id));
+            step.outputs.iter_mut().for_each(|id| *id = new_id(*id));
+        }
+        entry
+    }
+
     /// Whether any step reads or writes states.
     pub fn uses_states(&self) -> bool {
         self.steps.iter().any(|step| !step.op.states().is_empty())
@@ -275,6 +299,23 @@ impl Plan {
     /// A state's declaration.
     pub fn state(&self, id: StateId) -> &State {
         &self.states[id.index()]
+    }
+
+    /// The same plan without weights that no step reads; fusion leaves some behind.
+    pub(crate) fn without_unused_weights(&self) -> Plan {
+        let steps = self.entries.iter().flat_map(|entry| &entry.steps);
+        let mut used: Vec<WeightId> = steps.flat_map(|step| step.op.weights()).collect();
+        used.sort_unstable();
+        used.dedup();
+        let weights = used.iter().map(|&id| self.weight(id).clone()).collect();
+        let mut plan = Plan { weights, ..self.clone() };
+        for step in plan.entries.iter_mut().flat_map(|entry| &mut entry.steps) {
+            step.op.visit_weights(&mut |id| {
+                let position = used.binary_search(id);
+                *id = WeightId(position.expect("the used weights are listed") as u32);
+            });
+        }
+        plan
     }
 
     /// Number of trained parameters.

@@ -13,6 +13,8 @@ mod sequence;
 
 pub use case::{Case, CaseBuilder, Random, Tolerance};
 pub use conform::{compare, conform, conform_all};
+#[cfg(test)]
+pub(crate) use ops::ACTIVATIONS;
 
 /// Every case: each op with adversarial sizes (1, around a tile, prime), and stacks.
 pub fn cases() -> Vec<Case> {

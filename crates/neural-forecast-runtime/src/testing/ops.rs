@@ -12,7 +12,7 @@ use crate::ops::{
 use crate::plan::{Bucket, DType, Dim, ValueId};
 
 /// All activations, with parameters.
-pub(super) const ACTIVATIONS: [Activation; 11] = [
+pub(crate) const ACTIVATIONS: [Activation; 11] = [
     Activation::Identity,
     Activation::Relu,
     Activation::Gelu,
