@@ -20,6 +20,7 @@ pub mod ops;
 pub mod plan;
 mod prepare;
 pub mod reference;
+pub mod sys;
 pub mod testing;
 mod weights;
 
