@@ -4,6 +4,7 @@
 //! Knows no model, file or network. `unsafe` lives here: intrinsics, and slices that the workers of
 //! a team share while each writes its own part.
 
+pub mod attention;
 pub mod counters;
 pub mod gemm;
 pub mod isa;

@@ -149,7 +149,7 @@ impl StateRows {
 
     /// # Safety
     /// Row `b` exists.
-    unsafe fn row(&self, b: usize) -> *mut f32 {
+    pub(crate) unsafe fn row(&self, b: usize) -> *mut f32 {
         // SAFETY: the caller's.
         unsafe {
             let slot = if self.slots.is_null() { b } else { *self.slots.add(b) as usize };
