@@ -271,7 +271,7 @@ struct IntervalSums {
 }
 
 /// The accuracy of many forecasts; `None` is undefined.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Report {
     /// How many forecasts were compared.
     pub forecasts: usize,
@@ -297,7 +297,7 @@ pub struct Report {
 }
 
 /// The accuracy of an interval forecast.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct IntervalReport {
     /// The level in percent that the interval should cover.
     pub level: f64,

@@ -9,7 +9,7 @@ use std::io::Read;
 use super::cell::quote;
 use super::source::read_table;
 use super::table::{Origin, Purpose, Raw};
-use super::{IgnoredColumn, ReadOptions, Series};
+use super::{Frame, IgnoredColumn, ReadOptions, Series};
 use crate::calendar::TimeAxis;
 use crate::error::{Error, Result};
 
@@ -96,6 +96,21 @@ pub fn read_static(reader: impl Read, name: &str, options: &ReadOptions) -> Resu
 }
 
 impl FutureFrame {
+    /// A frame's own exogenous columns as known ahead, for forecasts from within its history.
+    pub fn from_frame(frame: &Frame) -> Self {
+        let columns =
+            Features { names: frame.exog_columns.clone(), ignored: frame.ignored_columns.clone() };
+        let index = frame.series.iter().enumerate().map(|(at, one)| (one.id.clone(), at)).collect();
+        FutureFrame {
+            name: "the frame".to_owned(),
+            columns,
+            series: frame.series.clone(),
+            index,
+            shared: false,
+            axis: frame.axis,
+        }
+    }
+
     /// The names of the numeric columns.
     pub fn columns(&self) -> &[String] {
         &self.columns.names

@@ -159,6 +159,22 @@ impl Frame {
         self
     }
 
+    /// The same columns, axis and frequency over other series.
+    #[must_use]
+    pub fn with_series(&self, series: Vec<Series>) -> Self {
+        Frame {
+            series,
+            id_column: self.id_column.clone(),
+            time_column: self.time_column.clone(),
+            target_column: self.target_column.clone(),
+            exog_columns: self.exog_columns.clone(),
+            ignored_columns: self.ignored_columns.clone(),
+            axis: self.axis,
+            frequency: self.frequency,
+            report: self.report,
+        }
+    }
+
     /// Where an exogenous column is.
     ///
     /// # Errors
