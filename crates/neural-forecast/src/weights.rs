@@ -83,14 +83,6 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The same elements under another shape; `None` if there is no such tensor or the shape holds
-    /// another number of elements.
-    pub(crate) fn reshape(&mut self, name: &str, shape: &[usize]) -> Option<()> {
-        let stored = self.tensors.get_mut(name)?;
-        let product = |shape: &[usize]| shape.iter().product::<usize>();
-        (product(&stored.shape) == product(shape)).then(|| stored.shape = shape.to_vec())
-    }
-
     /// Bytes that the tensors take where they are stored.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(|stored| stored.range.len()).sum()

@@ -97,8 +97,7 @@ pub fn plan(config: &NhitsConfig, channels: Vec<Channel>) -> Result<Plan, PlanEr
         }
         let knots = config.knots(i);
         let part = blocks::slice(&mut b, theta, 1, context, outputs * knots)?;
-        let part =
-            blocks::reshape(&mut b, part, &[Dim::BATCH, outputs.into(), knots.into()])?;
+        let part = blocks::reshape(&mut b, part, &[Dim::BATCH, outputs.into(), knots.into()])?;
         let kind = match config.interpolation {
             Interpolation::Linear => InterpolateKind::Linear,
             Interpolation::Nearest => InterpolateKind::Nearest,
@@ -266,10 +265,9 @@ impl NhitsConfig {
             };
             parts.push(self.pool(b, rest, Some(pool))?);
         }
-        for (columns, x, length) in [
-            (historic, window.historic, context),
-            (future, window.future, context + horizon),
-        ] {
+        for (columns, x, length) in
+            [(historic, window.historic, context), (future, window.future, context + horizon)]
+        {
             if let Some(x) = x {
                 let x = self.pool(b, x, Some(pool))?;
                 let width = length.div_ceil(pool) * columns;

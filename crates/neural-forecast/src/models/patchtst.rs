@@ -8,8 +8,8 @@
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
     Activation, Affine, AttentionLayer, Binary, BinaryKind, Center, Denormalize, FeedForward,
-    Linear, NormKind, NormPlacement, NormWeights, Normalize, Op, Patch, PatchPad, Scaler, Spread, Stack,
-    Sublayer, SublayerKind, ZeroSpread,
+    Linear, NormKind, NormPlacement, NormWeights, Normalize, Op, Patch, PatchPad, Scaler, Spread,
+    Stack, Sublayer, SublayerKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{Channel, Dim, EntryKind, Plan, PlanBuilder, ValueId};
 use serde::{Deserialize, Serialize};
@@ -160,14 +160,8 @@ impl PatchTstConfig {
         });
         let values = b.step(Normalize { affine, ..Normalize::window(x, None, scaler) })?;
         let (scaled, statistics) = (values[0], values[1]);
-        let undo = Denormalize {
-            x: scaled,
-            statistics,
-            prefix: false,
-            channel: Some(0),
-            scaler,
-            affine,
-        };
+        let undo =
+            Denormalize { x: scaled, statistics, prefix: false, channel: Some(0), scaler, affine };
         Ok((scaled, Some(undo)))
     }
 

@@ -17,6 +17,9 @@ use super::network::Decoding;
 use super::nonlinearity::Nonlinearity;
 use super::window::{Window, WindowConfig, zeros};
 
+/// Most steps of a recurrent network's horizon, each of which is a part of its plan.
+const STEPS_MAX: usize = 4096;
+
 /// The recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -87,6 +90,9 @@ pub fn plan(
     config.window.check(place)?;
     check_sizes(place, &[("encoder_hidden_size", config.hidden), ("horizon", horizon)])?;
     in_range(place, "encoder_n_layers", config.layers, 1, LAYERS_MAX)?;
+    if config.decoder == Decoder::Recurrent {
+        in_range(place, "horizon", horizon, 1, STEPS_MAX)?;
+    }
     let mut b = PlanBuilder::new(place, config.window.plan_context());
     b.begin(EntryKind::Full);
     let window = config.window.begin(&mut b, horizon, false)?;
@@ -147,8 +153,7 @@ impl RecurrentConfig {
             let w_ih = b.weight(name("weight_ih", layer), &[gates, inputs]);
             let w_hh = b.weight(name("weight_hh", layer), &[gates, self.width()]);
             let projection = self.projection();
-            let w_hr =
-                projection.map(|p| b.weight(name("weight_hr", layer), &[p, self.hidden]));
+            let w_hr = projection.map(|p| b.weight(name("weight_hr", layer), &[p, self.hidden]));
             layers.push(vec![RnnWeights { w_ih, w_hh, b_ih, b_hh, w_hr }]);
             inputs = self.width();
         }
