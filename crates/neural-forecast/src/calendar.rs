@@ -158,6 +158,7 @@ impl Frequency {
         match self.unit {
             Unit::Months { end: false, .. } => Precision::Month,
             Unit::Tick if self.step % DAY_US == 0 => Precision::Day,
+            Unit::Tick if self.step % 60_000_000 == 0 => Precision::Minute,
             Unit::Tick if self.step % 1_000_000 == 0 => Precision::Second,
             Unit::Tick if self.step % 1000 == 0 => Precision::Fraction(3),
             Unit::Tick => Precision::Fraction(6),

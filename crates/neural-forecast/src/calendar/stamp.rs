@@ -36,7 +36,12 @@ impl TimeAxis {
         match self {
             TimeAxis::Integer => self,
             TimeAxis::DateTime(mut format) => {
-                format.precision = format.precision.max(frequency.needed_precision());
+                let mut needed = frequency.needed_precision();
+                if format.precision <= Precision::Day && needed == Precision::Minute {
+                    // Dates that need a time get seconds as well, as pandas prints them.
+                    needed = Precision::Second;
+                }
+                format.precision = format.precision.max(needed);
                 TimeAxis::DateTime(format)
             }
         }
@@ -426,5 +431,8 @@ mod tests {
         assert_eq!(text("ME"), "2024-02-29");
         assert_eq!(text("h"), "2024-02-29 00:00:00");
         assert_eq!(text("500ms"), "2024-02-29 00:00:00.000");
+        let (stamp, format) = parse_stamp("2024-02-29 10:15").unwrap();
+        let axis = TimeAxis::DateTime(format);
+        assert_eq!(axis.for_frequency(&"15min".parse().unwrap()).text(stamp), "2024-02-29 10:15");
     }
 }

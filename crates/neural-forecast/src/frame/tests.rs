@@ -149,7 +149,8 @@ fn row_numbers_of_pandas_are_ignored() {
 fn json_in_every_orientation() {
     let orientations = [
         r#"[{"unique_id":"a","ds":"2024-01-01","y":1},{"unique_id":"a","ds":"2024-01-02","y":2},
-            {"y":null,"ds":"2024-01-03","unique_id":"a"},{"unique_id":"a","ds":"2024-01-04","y":4}]"#,
+            {"y":null,"ds":"2024-01-03","unique_id":"a"},
+            {"unique_id":"a","ds":"2024-01-04","y":4}]"#,
         "{\"unique_id\":\"a\",\"ds\":\"2024-01-01\",\"y\":1}\n\
          {\"unique_id\":\"a\",\"ds\":\"2024-01-02\",\"y\":2}\n\n\
          {\"unique_id\":\"a\",\"ds\":\"2024-01-03\",\"y\":null}\n\
@@ -397,7 +398,8 @@ fn writes_csv_and_json_that_read_back() {
     };
     let text = write(Format::Csv);
     let expected = "unique_id,ds,LSTM,LSTM-lo-90\n\"a \"\"b\"\", c\",2024-01-04,0.1,\n\
-        \"a \"\"b\"\", c\",2024-01-05,16777216.0,-1e-9\nd,2024-01-04,1.0,3.0\nd,2024-01-05,2.0,4.0\n";
+        \"a \"\"b\"\", c\",2024-01-05,16777216.0,-1e-9\n\
+        d,2024-01-04,1.0,3.0\nd,2024-01-05,2.0,4.0\n";
     assert_eq!(text, expected);
     let text = write(Format::Json);
     assert!(text.contains("{\"unique_id\":\"a \\\"b\\\", c\",\"ds\":\"2024-01-04\",\"LSTM\":0.1,"));
