@@ -1,0 +1,273 @@
+//! neuralforecast's networks one by one: plans from their own files, run on the reference ops
+//! against what the framework's modules returned.
+//!
+//! No scaling and no windows: those are in the tests of whole folders. Fixtures lie in
+//! `tests/fixtures/modules`; more are read from `../shared/fixtures/modules` where that folder is
+//! beside the checkout.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use neural_forecast::checkpoint::Checkpoint;
+use neural_forecast::models::{Decoding, Network};
+use neural_forecast_runtime::plan::{Bucket, EntryKind};
+use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
+use serde_json::{Value, json};
+
+/// One file: a network's weights (`w.…`), its inputs (`in.…`) and outputs (`out.…`).
+struct Fixture {
+    name: String,
+    config: Value,
+    tensors: BTreeMap<String, Stored>,
+}
+
+struct Stored {
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Fixture {
+    fn read(path: &Path) -> Fixture {
+        let file = std::fs::read(path).unwrap();
+        let (size, rest) = file.split_at(8);
+        let size = u64::from_le_bytes(size.try_into().unwrap()) as usize;
+        let (header, data) = rest.split_at(size);
+        let header: BTreeMap<String, Value> = serde_json::from_slice(header).unwrap();
+        let config = header["__metadata__"]["config"].as_str().unwrap();
+        let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
+        let tensors = tensors.map(|(name, entry)| {
+            let numbers = |key: &str| -> Vec<usize> {
+                let list = entry[key].as_array().unwrap().iter();
+                list.map(|n| n.as_u64().unwrap() as usize).collect()
+            };
+            let range = numbers("data_offsets");
+            let stored = Stored {
+                dtype: entry["dtype"].as_str().unwrap().to_owned(),
+                shape: numbers("shape"),
+                bytes: data[range[0]..range[1]].to_vec(),
+            };
+            (name.clone(), stored)
+        });
+        Fixture {
+            name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
+            config: serde_json::from_str(config).unwrap(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Option<Tensor> {
+        let stored = self.tensors.get(name)?;
+        assert_eq!(stored.dtype, "F32", "{name}");
+        let chunks = stored.bytes.as_chunks::<4>().0.iter();
+        let data: Vec<f64> = chunks.map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+        Some(Tensor::new(stored.shape.clone(), data))
+    }
+
+    /// The file that neuralforecast would have saved, with these hyper-parameters on top.
+    fn saved(&self, class: &str, changes: Value) -> Vec<u8> {
+        let mut hyper = self.config.as_object().unwrap().clone();
+        hyper.insert("scaler_type".into(), json!("identity"));
+        let outputs = hyper.get("outputs").and_then(Value::as_u64).unwrap_or(1);
+        let loss = match hyper.get("loss").and_then(Value::as_str) {
+            None => json!({"__nf__": "loss", "cls": "MAE", "args": {}}),
+            Some(cls) => {
+                let names: Vec<String> = (0..outputs).map(|i| format!("-{i}")).collect();
+                let key = json!({"__nf__": "tensor", "key": "loss.quantiles", "kind": "torch"});
+                json!({"__nf__": "loss", "cls": cls, "args": {},
+                       "state": {"output_names": names, "quantiles": key}})
+            }
+        };
+        hyper.insert("loss".into(), loss);
+        for (name, value) in changes.as_object().unwrap() {
+            hyper.insert(name.clone(), value.clone());
+        }
+        let metadata = json!({
+            "nf_format": "2", "model_class": class,
+            "hyper_parameters": Value::Object(hyper).to_string(), "shared": "{}",
+        });
+        let mut header = serde_json::Map::new();
+        header.insert("__metadata__".into(), metadata);
+        let mut data = Vec::new();
+        for (name, stored) in &self.tensors {
+            let Some(name) = name.strip_prefix("w.") else { continue };
+            let begin = data.len();
+            data.extend_from_slice(&stored.bytes);
+            let offsets = [begin, data.len()];
+            header.insert(
+                name.into(),
+                json!({"dtype": stored.dtype, "shape": stored.shape, "data_offsets": offsets}),
+            );
+        }
+        let header = Value::Object(header).to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+    }
+
+    fn network(&self, class: &str, changes: Value) -> Network {
+        let file = self.saved(class, changes);
+        let name = format!("{}_0.safetensors", self.name);
+        let checkpoint = Checkpoint::from_bytes(&[(&name, &file)]);
+        let mut checkpoint = checkpoint.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        checkpoint.models.pop().unwrap()
+    }
+}
+
+/// The forecast of a network for the rows of these inputs.
+fn forecast(network: &Network, inputs: &[(&str, Tensor)]) -> Tensor {
+    let entry = network.plan.entry(EntryKind::Full).unwrap();
+    let read: Vec<(&str, Tensor)> =
+        inputs.iter().filter(|(name, _)| entry.input(name).is_some()).cloned().collect();
+    let batch = inputs[0].1.shape[0];
+    let bucket = Bucket { batch, length: network.context };
+    let mut states = zero_states(&network.plan, batch);
+    let kind = EntryKind::Full;
+    let outputs = run_entry(&network.plan, kind, bucket, &network.weights, &read, &mut states);
+    let mut outputs = outputs.unwrap_or_else(|error| panic!("{}: {error}", network.alias));
+    assert_eq!(outputs[0].0, "forecast");
+    outputs.remove(0).1
+}
+
+fn check(name: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (found, expected) in found.iter().zip(expected) {
+        let tolerance = 1e-5 * expected.abs().max(1.0);
+        assert!((found - expected).abs() <= tolerance, "{name}: {found}, expected {expected}");
+    }
+}
+
+/// All fixtures whose names begin so: the committed ones, which must exist, and the shared ones.
+fn fixtures(prefix: &str) -> Vec<Fixture> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let committed = found(&root.join("tests/fixtures/modules"), prefix);
+    assert!(!committed.is_empty(), "no committed fixture `{prefix}…`");
+    let shared = found(&root.join("../shared/fixtures/modules"), prefix);
+    if shared.is_empty() {
+        println!("skipped: no shared fixture `{prefix}…`");
+    }
+    committed.iter().chain(&shared).map(|path| Fixture::read(path)).collect()
+}
+
+fn found(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut paths: Vec<PathBuf> = paths
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with(prefix) && name.ends_with(".safetensors")
+        })
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn check_all(prefix: &str, class: &str) {
+    for fixture in fixtures(prefix) {
+        if fixture.config.get("recurrent").is_some_and(|flag| flag == true) {
+            check_teacher_forced(&fixture, class);
+            continue;
+        }
+        let network = fixture.network(class, json!({}));
+        assert_eq!(network.decoding, Decoding::Direct);
+        let inputs = [
+            ("y", "in.insample_y"),
+            ("mask", "in.insample_mask"),
+            ("hist_exog", "in.hist_exog"),
+            ("futr_exog", "in.futr_exog"),
+            ("stat_exog", "in.stat_exog"),
+        ];
+        let inputs: Vec<(&str, Tensor)> = inputs
+            .into_iter()
+            .filter_map(|(name, stored)| Some((name, fixture.tensor(stored)?)))
+            .collect();
+        let expected = fixture.tensor("out.y").unwrap();
+        let found = forecast(&network, &inputs);
+        assert_eq!(found.shape, expected.shape, "{}", fixture.name);
+        check(&fixture.name, &found.data, &expected.data);
+    }
+}
+
+/// The module of a recurrent network returns the output after each of its last steps, given what
+/// came before it. Each is a one-step forecast from a shorter window.
+fn check_teacher_forced(fixture: &Fixture, class: &str) {
+    let y = fixture.tensor("in.insample_y").unwrap();
+    let expected = fixture.tensor("out.y").unwrap();
+    let (rows, steps) = (y.shape[0], y.shape[1]);
+    let (returned, outputs) = (expected.shape[1], expected.shape[2]);
+    assert_eq!(outputs, 1, "{}", fixture.name);
+    for step in 0..returned {
+        let length = steps - returned + step + 1;
+        // A recurrent network sees one step more than its input size.
+        let network = fixture.network(class, json!({"h": 1, "input_size": length - 1}));
+        assert_eq!((network.context, network.decoding), (length, Decoding::Recurrent));
+        let window = Tensor::from_fn([rows, length, 1], |at| y.at(at));
+        let found = forecast(&network, &[("y", window)]);
+        let expected: Vec<f64> = (0..rows).map(|row| expected.at(&[row, step, 0])).collect();
+        check(&format!("{} step {step}", fixture.name), &found.data, &expected);
+    }
+}
+
+#[test]
+fn lstm_is_the_frameworks() {
+    check_all("nf_lstm", "LSTM");
+}
+
+#[test]
+fn gru_is_the_frameworks() {
+    check_all("nf_gru", "GRU");
+}
+
+#[test]
+fn rnn_is_the_frameworks() {
+    check_all("nf_rnn", "RNN");
+}
+
+#[test]
+fn patchtst_is_the_frameworks() {
+    check_all("nf_patchtst", "PatchTST");
+}
+
+#[test]
+fn nhits_is_the_frameworks() {
+    check_all("nf_nhits", "NHITS");
+}
+
+#[test]
+fn other_horizons_are_for_recurrent_networks() {
+    let fixture = fixtures("nf_gru_recurrent").remove(0);
+    let network = fixture.network("GRU", json!({}));
+    let longer = network.plan_for(11).unwrap();
+    let output = longer.entry(EntryKind::Full).unwrap().outputs[0].value;
+    let shape = &longer.entry(EntryKind::Full).unwrap().value(output).shape;
+    assert_eq!(format!("{shape:?}"), "[B, 11, 1]");
+    assert!(network.plan_for(0).unwrap_err().to_string().contains("horizon is 0"));
+    let direct = fixtures("nf_gru").remove(0).network("GRU", json!({}));
+    let error = direct.plan_for(11).unwrap_err().to_string();
+    assert_eq!(error, "model `nf_gru` forecasts 8 steps at once, not 11");
+}
+
+#[test]
+fn unrolled_steps_follow_one_another() {
+    // Forecasts of a shorter horizon are the beginning of those of a longer one, and each is what
+    // a window that ends with the ones before it gives.
+    let fixture = fixtures("nf_rnn_recurrent").remove(0);
+    let y = fixture.tensor("in.insample_y").unwrap();
+    let (rows, steps) = (y.shape[0], y.shape[1]);
+    let short = fixture.network("RNN", json!({"input_size": steps - 1, "h": 2}));
+    let long = fixture.network("RNN", json!({"input_size": steps - 1, "h": 5}));
+    let two = forecast(&short, &[("y", y.clone())]);
+    let five = forecast(&long, &[("y", y.clone())]);
+    for row in 0..rows {
+        let begin: Vec<f64> = (0..2).map(|step| five.at(&[row, step, 0])).collect();
+        let first: Vec<f64> = (0..2).map(|step| two.at(&[row, step, 0])).collect();
+        assert_eq!(begin, first);
+    }
+    let extended = Tensor::from_fn([rows, steps + 4, 1], |at| match at[1].checked_sub(steps) {
+        None => y.at(at),
+        Some(step) => five.at(&[at[0], step, 0]),
+    });
+    let one = fixture.network("RNN", json!({"input_size": steps + 3, "h": 1}));
+    let last = forecast(&one, &[("y", extended)]);
+    let expected: Vec<f64> = (0..rows).map(|row| five.at(&[row, 4, 0])).collect();
+    check("the fifth step", &last.data, &expected);
+}
