@@ -19,6 +19,8 @@ pub mod patchtst;
 pub mod rearranged;
 pub mod recurrent;
 pub mod seeded;
+pub mod tft;
+pub mod tirex;
 pub mod transformer;
 mod window;
 
