@@ -173,8 +173,8 @@ impl Workload {
     }
 
     /// Random weights of a plan of this workload. A Transformer's are PyTorch's defaults. An LSTM's
-    /// products have variance 1/K over their K inputs instead of PyTorch's 1/3D, because with those
-    /// a stack of layers forecasts nearly the same number for every window.
+    /// have variance 1/K over their K inputs instead of PyTorch's 1/3D, and its head's 16/K, because
+    /// with those a stack of layers forecasts nearly the same number for every window.
     pub fn weights(&self, plan: &Plan, seed: u64) -> MemoryWeights {
         match &self.network {
             Network::Transformer(config) => {
@@ -184,6 +184,7 @@ impl Workload {
                 let width = config.directions() * config.hidden_size;
                 let inputs = match name {
                     _ if name.contains("bias") => return Init::Uniform(0.1),
+                    "head.weight" => return Init::Uniform(4.0 * (3.0 / width as f32).sqrt()),
                     _ if name.contains("weight_hh") => config.hidden_size,
                     _ if name.starts_with("rnn.weight_ih_l0") => self.features,
                     _ => width,

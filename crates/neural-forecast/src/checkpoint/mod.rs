@@ -307,11 +307,10 @@ pub fn fuzz_hyper_parameters(bytes: &[u8]) {
 /// # Errors
 /// `Io`: it cannot be read; `Checkpoint`: it is malformed, or a tensor holds no floats.
 pub fn open_weights(path: &Path) -> Result<Weights> {
+    let bytes = folder::map(path)?;
     let read = || {
-        let bytes = folder::map(path)?;
-        let header = safetensors::parse(bytes.bytes())?;
         let mut weights = Weights::new();
-        for (name, info) in header.tensors {
+        for (name, info) in safetensors::parse(bytes.bytes())?.tensors {
             let safetensors::ElementType::Float(dtype) = info.dtype else {
                 return Err(wrong(format!("tensor `{name}` holds no floats")));
             };

@@ -114,8 +114,8 @@ pub struct BenchmarkResult {
 ///     let results = suite.run_full_benchmark().await?;
 ///     
 ///     for result in &results {
-///         println!("Benchmark: {} - {:.2} μs avg latency, {:.2} GFLOPS", 
-///                  result.name, 
+///         println!("Benchmark: {} - {:.2} μs avg latency, {:.2} GFLOPS",
+///                  result.name,
 ///                  result.metrics.average_latency_us,
 ///                  result.metrics.flops_per_sec / 1e9);
 ///     }

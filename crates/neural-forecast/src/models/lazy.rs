@@ -41,6 +41,10 @@ pub(super) trait Architecture: fmt::Debug + Send + Sync {
     fn fused(&self) -> bool {
         true
     }
+    /// The name in a file of what the plan calls `name`.
+    fn stored_name<'a>(&self, name: &'a str) -> &'a str {
+        name
+    }
     /// A file's weights under the plan's names.
     fn stored<'a>(&self, file: &'a dyn WeightSource) -> Result<Box<dyn WeightSource + 'a>>;
 }
@@ -175,8 +179,23 @@ impl<A: Architecture> Lazy<A> {
                 self.load(features, &draw(&plan, self.seed, init), plan)
             }
             Some(Stored { name, weights }) => {
+                self.check_names(&plan, weights).context(name)?;
                 let stored = self.architecture.stored(weights).context(name)?;
                 self.load(features, &*stored, plan).context(name)
+            }
+        }
+    }
+
+    /// A tensor that the network does not have means that the file is another network's.
+    fn check_names(&self, plan: &Plan, weights: &Weights) -> Result<()> {
+        let stored = |name: &str| {
+            plan.weights.iter().any(|w| self.architecture.stored_name(&w.name) == name)
+        };
+        match weights.names().find(|name| !stored(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("tensor `{name}` is none of this {}'s", A::NAME);
+                Err(Error::new(ErrorKind::Checkpoint, message))
             }
         }
     }
@@ -324,8 +343,21 @@ macro_rules! model {
                 $model(self.0.device(device))
             }
 
-            /// Takes weights from memory or a file instead of drawing them, which fixes the number
-            /// of features too. `name` says in messages where they come from.
+            /// Takes weights from a safetensors file, under PyTorch's names, instead of drawing them;
+            /// fixes the number of features too. The first forecast compares them with the network.
+            ///
+            /// # Errors
+            /// `Io`, `Checkpoint`: the file cannot be read or does not tell the features.
+            pub fn with_weights(
+                self,
+                path: impl AsRef<std::path::Path>,
+            ) -> crate::error::Result<Self> {
+                let path = path.as_ref();
+                let weights = crate::checkpoint::open_weights(path)?;
+                self.with_stored_weights(path.display().to_string(), weights)
+            }
+
+            /// As `with_weights` with weights from anywhere. `name` says in messages from where.
             ///
             /// # Errors
             /// `Checkpoint`: they do not tell the features; the first forecast compares the rest.

@@ -9,8 +9,8 @@ use neural_forecast_runtime::plan::{
     Channel, Context, DType, Dim, EntryKind, PlanBuilder, WeightId,
 };
 
-use super::rearranged::Rearranged;
 use super::lazy::{self, Architecture, Lazy, Planned};
+use super::rearranged::Rearranged;
 use super::seeded::Init;
 use crate::config::{LSTMConfig, check_features};
 use crate::error::Result;

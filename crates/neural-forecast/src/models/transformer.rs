@@ -13,9 +13,9 @@ use neural_forecast_runtime::ops::{
 use neural_forecast_runtime::plan::{Context, DType, Dim, EntryKind, PlanBuilder};
 
 use super::lazy::{self, Architecture, Lazy, Planned};
-use super::seeded::Init;
-use super::rearranged::Rearranged;
 use super::lstm;
+use super::rearranged::Rearranged;
+use super::seeded::Init;
 use crate::config::{TransformerConfig, check_features};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -56,6 +56,13 @@ impl Architecture for TransformerConfig {
 
     fn fused(&self) -> bool {
         self.use_flash_attention
+    }
+
+    fn stored_name<'a>(&self, name: &'a str) -> &'a str {
+        match name.rsplit_once('.') {
+            Some((joint, part)) if PARTS.contains(&part) => joint,
+            _ => name,
+        }
     }
 
     fn stored<'a>(&self, file: &'a dyn WeightSource) -> Result<Box<dyn WeightSource + 'a>> {
@@ -130,10 +137,7 @@ fn sublayers(b: &mut PlanBuilder, config: &TransformerConfig, layer: usize) -> V
         activation: Activation::Gelu,
     };
     vec![
-        Sublayer {
-            kind: SublayerKind::SelfAttention(attention),
-            norm: NormPlacement::Pre(norm1),
-        },
+        Sublayer { kind: SublayerKind::SelfAttention(attention), norm: NormPlacement::Pre(norm1) },
         Sublayer { kind: SublayerKind::FeedForward(feed_forward), norm: NormPlacement::Pre(norm2) },
     ]
 }

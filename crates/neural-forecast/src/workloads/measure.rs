@@ -270,9 +270,8 @@ impl Reference<'_> {
         let bucket = Bucket { batch: 1, length: time };
         let inputs = [("x", Tensor::from_f32([1, time, features], &window))];
         let mut states = zero_states(self.plan, 1);
-        let outputs =
-            run_loaded(self.plan, EntryKind::Full, bucket, loaded, &inputs, &mut states)
-                .map_err(device_error)?;
+        let outputs = run_loaded(self.plan, EntryKind::Full, bucket, loaded, &inputs, &mut states)
+            .map_err(device_error)?;
         Ok((window, outputs.into_iter().flat_map(|(_, tensor)| tensor.data).collect()))
     }
 }
@@ -308,7 +307,6 @@ impl<'a> Caller<'a> {
     fn output_std(&mut self) -> std::result::Result<f64, neural_forecast_runtime::DeviceError> {
         let width = (self.output.len() / self.batch).max(1);
         let mut rows = Vec::new();
-        // Few windows say little about a spread: small batches are called more often.
         for _ in 0..self.sets.len() {
             self.call()?;
             rows.extend(self.output.iter().map(|&y| f64::from(y)));

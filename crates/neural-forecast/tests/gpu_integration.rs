@@ -1,0 +1,224 @@
+//! The integration guide's models end to end: parity with PyTorch, shapes, sharing, provenance.
+//!
+//! Runs on the CPU; backends that arrive later add their devices here.
+
+use std::path::PathBuf;
+
+use ndarray::{Array3, s};
+use neural_forecast::ErrorKind;
+use neural_forecast::config::{LSTMConfig, TransformerConfig};
+use neural_forecast::models::{LSTMModel, Model, TransformerModel};
+use neural_forecast::weights::Weights;
+
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// The windows and forecasts that `make_guide_models.py` saved.
+fn windows(name: &str) -> (Array3<f32>, Vec<f64>) {
+    let text = std::fs::read_to_string(data(name)).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let numbers = |key: &str| -> Vec<f64> {
+        json[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let shape: Vec<usize> = numbers("x_shape").iter().map(|&n| n as usize).collect();
+    let x = numbers("x").iter().map(|&x| x as f32).collect();
+    (Array3::from_shape_vec((shape[0], shape[1], shape[2]), x).unwrap(), numbers("y"))
+}
+
+fn assert_close(found: &Array3<f32>, expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (&found, &expected) in found.iter().zip(expected) {
+        let error = (f64::from(found) - expected).abs() / expected.abs().max(1.0);
+        assert!(error <= 1e-5, "{found}, PyTorch has {expected}");
+    }
+}
+
+fn guide_lstm() -> LSTMConfig {
+    LSTMConfig {
+        input_length: 7,
+        output_length: 4,
+        hidden_size: 5,
+        num_layers: 2,
+        use_bias: true,
+        dropout: 0.1,
+        bidirectional: true,
+    }
+}
+
+fn guide_transformer() -> TransformerConfig {
+    TransformerConfig {
+        input_length: 6,
+        output_length: 4,
+        d_model: 8,
+        num_heads: 2,
+        num_layers: 2,
+        d_ff: 12,
+        dropout: 0.1,
+        use_flash_attention: true,
+    }
+}
+
+/// Values of both signs that no two windows share.
+fn sample(batch: usize, time: usize, features: usize) -> Array3<f32> {
+    Array3::from_shape_fn((batch, time, features), |(b, t, f)| {
+        ((b * 131 + t * 17 + f * 7) as f32 * 0.37).sin() * 2.0
+    })
+}
+
+#[test]
+fn lstm_equals_pytorch() {
+    let (x, y) = windows("guide_lstm.json");
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let model = model.with_weights(data("guide_lstm.safetensors")).unwrap();
+    let output = model.predict_blocking(&x).unwrap();
+    assert_eq!(output.shape(), [2, 4, 1]);
+    assert_close(&output, &y);
+}
+
+#[test]
+fn transformer_equals_pytorch_fused_and_materialised() {
+    let (x, y) = windows("guide_transformer.json");
+    for use_flash_attention in [true, false] {
+        let config = TransformerConfig { use_flash_attention, ..guide_transformer() };
+        let model = TransformerModel::new_from_config(config).unwrap();
+        let model = model.with_weights(data("guide_transformer.safetensors")).unwrap();
+        let output = model.predict_blocking(&x).unwrap();
+        assert_eq!(output.shape(), [2, 4, 1]);
+        assert_close(&output, &y);
+    }
+}
+
+#[test]
+fn weights_of_another_network_are_refused_by_name() {
+    let file = data("guide_lstm.safetensors");
+    let refuse = |config: LSTMConfig, expected: &str| {
+        let model = LSTMModel::new_from_config(config).unwrap().with_weights(&file).unwrap();
+        let error = model.predict_blocking(&sample(1, 7, 3)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Checkpoint, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains("guide_lstm.safetensors"), "{text}");
+    };
+    refuse(LSTMConfig { bidirectional: false, ..guide_lstm() }, "_reverse`");
+    refuse(LSTMConfig { use_bias: false, ..guide_lstm() }, "`rnn.bias_hh_l0`");
+    refuse(LSTMConfig { num_layers: 3, ..guide_lstm() }, "_l2`");
+    refuse(LSTMConfig { hidden_size: 6, ..guide_lstm() }, "expected [24");
+
+    let transformer = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    let error = transformer.with_weights(&file).unwrap_err();
+    assert!(error.to_string().contains("`embed.weight`"), "{error}");
+    let missing = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let error = missing.with_weights(data("absent.safetensors")).unwrap_err();
+    assert!(error.to_string().contains("absent.safetensors"), "{error}");
+
+    let mut joint = Weights::new();
+    joint.insert("embed.weight", &[8, 3], &[0.5; 24]);
+    joint.insert("encoder.layers.0.self_attn.in_proj_weight", &[23, 8], &[0.5; 184]);
+    let model = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    let model = model.with_stored_weights("memory", joint).unwrap();
+    let error = model.predict_blocking(&sample(1, 6, 3)).unwrap_err().to_string();
+    assert!(error.contains("has shape [23, 8], expected [24, 8]"), "{error}");
+}
+
+#[test]
+fn shapes_are_checked_and_features_are_fixed_by_the_first_window() {
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    assert!(model.last_run().is_none());
+    let error = model.predict_blocking(&sample(2, 6, 3)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    let text = error.to_string();
+    assert_eq!(text, "LSTMModel takes windows of 7 time steps, found shape [2, 6, 3]");
+    assert_eq!(model.predict_blocking(&sample(0, 7, 3)).unwrap().shape(), [0, 4, 1]);
+    model.predict_blocking(&sample(2, 7, 3)).unwrap();
+    let error = model.predict_blocking(&sample(2, 7, 4)).unwrap_err();
+    assert_eq!(error.to_string(), "LSTMModel takes 3 features, found 4");
+
+    let model = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    let model = model.with_features(2).unwrap();
+    let error = model.predict_blocking(&sample(1, 6, 3)).unwrap_err();
+    assert_eq!(error.to_string(), "TransformerModel takes 2 features, found 3");
+    let error = model.with_features(3).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    assert_eq!(model.predict_blocking(&sample(1, 7, 0)).unwrap_err().kind(), ErrorKind::Config);
+    assert!(LSTMModel::new_from_config(LSTMConfig { num_layers: 0, ..guide_lstm() }).is_err());
+}
+
+#[test]
+fn a_batch_has_the_bits_of_its_rows() {
+    let lstm = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let transformer = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    let models: [(&dyn Fn(&Array3<f32>) -> Array3<f32>, usize); 2] = [
+        (&|x| lstm.predict_blocking(x).unwrap(), 7),
+        (&|x| transformer.predict_blocking(x).unwrap(), 6),
+    ];
+    for (predict, time) in models {
+        let x = sample(5, time, 3);
+        let together = predict(&x);
+        for row in 0..5 {
+            let alone = predict(&x.slice(s![row..row + 1, .., ..]).to_owned());
+            assert_eq!(together.slice(s![row..row + 1, .., ..]), alone, "row {row}");
+        }
+        // The same windows in another memory layout.
+        let mut turned = Array3::zeros((3, time, 5));
+        turned.assign(&x.view().reversed_axes());
+        assert_eq!(predict(&turned.reversed_axes()), together);
+    }
+}
+
+#[test]
+fn seeds_repeat_and_differ() {
+    let predict = |seed| {
+        let model = LSTMModel::new_from_config(guide_lstm()).unwrap().with_seed(seed);
+        let (output, info) = model.predict_with_info(&sample(2, 7, 3)).unwrap();
+        assert!(output.iter().all(|y| y.is_finite()));
+        (output, info.model_hash)
+    };
+    assert_eq!(predict(1), predict(1));
+    let ((a, a_hash), (b, b_hash)) = (predict(1), predict(2));
+    assert_ne!(a, b);
+    assert_ne!(a_hash, b_hash);
+}
+
+#[test]
+fn a_result_says_how_it_was_made() {
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let (_, info) = model.predict_with_info(&sample(2, 7, 3)).unwrap();
+    assert_eq!(info.precision.name(), "f32");
+    assert_eq!(info.kernel_class.name(), "latency");
+    assert_eq!(info.model_hash.len(), 16);
+    assert!(!info.device.is_empty());
+    assert_eq!(info.fallback, None);
+    assert_eq!(model.last_run(), Some(info));
+}
+
+#[test]
+fn one_model_serves_several_threads() {
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let expected: Vec<_> = {
+        let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+        (1..5).map(|n| model.predict_blocking(&sample(n, 7, 3)).unwrap()).collect()
+    };
+    std::thread::scope(|scope| {
+        for (n, expected) in (1..5).zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    assert_eq!(model.predict_blocking(&sample(n, 7, 3)).unwrap(), *expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_async_form_gives_the_same() {
+    let model = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    let x = sample(2, 6, 3);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let output = runtime.block_on(model.predict(&x)).unwrap();
+    assert_eq!(output, model.predict_blocking(&x).unwrap());
+    // A dropped future did nothing.
+    drop(model.predict(&x));
+}
