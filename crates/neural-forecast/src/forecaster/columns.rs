@@ -74,30 +74,29 @@ impl ColumnPlan {
         }
     }
 
-    /// Appends a series' columns, made from its channels `[O][H]`; returns the number of steps at
-    /// which quantiles crossed.
+    /// Appends a series' columns, made from its channels `[O][H]`, which `unscale` brings back to
+    /// the units of the series; returns the number of steps at which quantiles crossed.
     pub(super) fn columns(
         &self,
-        row: usize,
         mut channels: Vec<Vec<f32>>,
         request: &ForecastRequest<'_>,
-        into: &mut [SeriesForecast],
+        unscale: &dyn Fn(&mut [Vec<f32>]),
+        series: &mut SeriesForecast,
     ) -> Result<usize> {
-        let series = &mut into[row];
         let mut crossings = 0;
         let mut columns = match &self.source {
-            Source::Channels(..) => channels,
+            Source::Channels(..) => {
+                unscale(&mut channels);
+                channels
+            }
             Source::Quantiles(head, selection) => {
-                let steps = channels.first().map_or(0, Vec::len);
-                let mut rows: Vec<f32> = Vec::with_capacity(steps * channels.len());
-                for step in 0..steps {
-                    rows.extend(channels.iter().map(|channel| channel[step]));
-                }
-                if request.repair_crossing {
-                    crossings = head.repair(&mut rows);
+                unscale(&mut channels);
+                let mut rows = steps(&channels);
+                crossings = if request.repair_crossing {
+                    head.repair(&mut rows)
                 } else {
-                    crossings = head.repair(&mut rows.clone());
-                }
+                    head.repair(&mut rows.clone())
+                };
                 selection.columns(&rows)
             }
             Source::Conformal { scores, ids, method, .. } => {
@@ -108,9 +107,12 @@ impl ColumnPlan {
                         self.alias, series.id
                     ))
                 })?;
+                // neuralforecast adds its scores to forecasts that are still scaled, and scales
+                // back what comes out; a folder's intervals are what its `predict` gives.
                 let intervals = scores.intervals(at, &channels[0], *method, &request.intervals)?;
                 channels.truncate(1);
                 channels.extend(intervals.into_iter().map(|interval| interval.values));
+                unscale(&mut channels);
                 channels
             }
         };
@@ -122,6 +124,16 @@ impl ColumnPlan {
         series.values.append(&mut columns);
         Ok(crossings)
     }
+}
+
+/// Channels `[O][H]` as rows `[H, O]`.
+fn steps(channels: &[Vec<f32>]) -> Vec<f32> {
+    let steps = channels.first().map_or(0, Vec::len);
+    let mut rows = Vec::with_capacity(steps * channels.len());
+    for step in 0..steps {
+        rows.extend(channels.iter().map(|channel| channel[step]));
+    }
+    rows
 }
 
 fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> Result<Source> {

@@ -280,9 +280,8 @@ impl Call<'_> {
             let rows = first..(first + engine.rows_max()).min(self.frame.series.len());
             let raw = self.chunk(&engine, rows.clone(), block, blocks, scaling, &mut inputs)?;
             for (row, raw) in rows.zip(raw) {
-                let mut channels = raw;
-                scaling.undo(row, &mut channels);
-                crossings += self.plan.columns(row, channels, self.request, into)?;
+                let undo = |columns: &mut [Vec<f32>]| scaling.undo(row, columns);
+                crossings += self.plan.columns(raw, self.request, &undo, &mut into[row])?;
             }
         }
         let after = self.forecaster.device.kernel_counts();
