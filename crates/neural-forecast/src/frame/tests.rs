@@ -506,3 +506,40 @@ fn no_bytes_make_it_panic() {
     }
     assert!(read_well > 100, "mutations leave too little to read: {read_well}");
 }
+
+/// Every folder of the workspace's fixtures that neuralforecast made: the stamps after its input
+/// are those that neuralforecast wrote, with the frequency inferred.
+#[test]
+fn future_stamps_are_those_of_neuralforecast() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        eprintln!("skipped: no fixtures in {}", folder.display());
+        return;
+    };
+    let mut compared = 0;
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_string_lossy().starts_with("nf_freq_") {
+            continue;
+        }
+        let frame = read_path(path.join("input.csv"), &ReadOptions::default()).unwrap();
+        let frame = frame.sorted_by_id();
+        let expected = std::fs::read_to_string(path.join("expected.csv")).unwrap();
+        let expected: Vec<String> = expected
+            .lines()
+            .skip(1)
+            .map(|line| line.splitn(3, ',').take(2).collect::<Vec<_>>().join(","))
+            .collect();
+        let horizon = expected.len() / frame.series.len();
+        let axis = frame.axis.for_frequency(&frame.frequency);
+        let mut found = Vec::new();
+        for series in &frame.series {
+            for stamp in frame.future_stamps(series, horizon).unwrap() {
+                found.push(format!("{},{}", series.id, axis.text(stamp)));
+            }
+        }
+        assert_eq!(found, expected, "{}", path.display());
+        compared += 1;
+    }
+    assert!(compared >= 16, "{compared}");
+}
