@@ -59,13 +59,7 @@ pub struct Engine {
     rows_max: usize,
     resident: Mutex<Box<dyn Resident>>,
     idle: Mutex<BTreeMap<Request, Vec<Box<dyn Program>>>>,
-    /// Held for as long as a roll-out uses the state slots.
-    slots: Mutex<()>,
 }
-
-/// Holding it is the right to use all state slots of an engine.
-#[derive(Debug)]
-pub struct Slots<'a>(#[allow(dead_code)] MutexGuard<'a, ()>);
 
 /// The outputs of one run, in the entry's order.
 pub type Outputs = Vec<Vec<f32>>;
@@ -97,7 +91,6 @@ impl Engine {
             rows_max,
             resident: Mutex::new(resident),
             idle: Mutex::new(BTreeMap::new()),
-            slots: Mutex::new(()),
         })
     }
 
@@ -134,11 +127,6 @@ impl Engine {
         let program = self.program(self.request(entry, rows)?)?;
         self.put_back(program);
         Ok(())
-    }
-
-    /// Waits until no other roll-out uses the state slots.
-    pub fn slots(&self) -> Slots<'_> {
-        Slots(lock(&self.slots))
     }
 
     /// Runs an entry over `rows` rows, at most [`Engine::rows_max`]. Inputs by name; `slots` names
@@ -202,17 +190,17 @@ fn run_program(
     inputs: &[(&str, Data<'_>)],
     slots: &[u32],
 ) -> Result<Outputs> {
-    let names: Vec<String> = program.info().inputs.iter().map(|i| i.name.clone()).collect();
-    for (index, name) in names.iter().enumerate() {
-        let data = inputs.iter().find(|(given, _)| given == name);
-        let (_, data) = data.unwrap_or_else(|| panic!("input `{name}` of the plan is not given"));
-        program.write(index, *data);
+    for index in 0..program.info().inputs.len() {
+        let name = &program.info().inputs[index].name;
+        let data = inputs.iter().find(|(given, _)| given == name).map(|(_, data)| *data);
+        let data = data.unwrap_or_else(|| panic!("input `{name}` of the plan is not given"));
+        program.write(index, data);
     }
     program.submit(&Run { rows, slots, cancel: None }).map_err(device_error)?;
     program.wait().map_err(device_error)?;
-    let elements = program.info().output_elements.clone();
-    let mut outputs = Vec::with_capacity(elements.len());
-    for (index, (full, per_row)) in elements.into_iter().enumerate() {
+    let mut outputs = Vec::with_capacity(program.info().output_elements.len());
+    for index in 0..program.info().output_elements.len() {
+        let (full, per_row) = program.info().output_elements[index];
         let mut output = vec![0.0; if per_row == 0 { full } else { per_row * rows }];
         program.read(index, &mut output).map_err(device_error)?;
         outputs.push(output);
