@@ -71,8 +71,16 @@ pub(super) struct Raw {
 
 #[derive(Debug)]
 enum Layout {
-    Long { id: Option<usize>, time: Option<usize>, target: Option<usize>, exog: Vec<Exog> },
+    Long(Long),
     Wide { time: Option<usize>, targets: Vec<usize> },
+}
+
+#[derive(Debug)]
+struct Long {
+    id: Option<usize>,
+    time: Option<usize>,
+    target: Option<usize>,
+    exog: Vec<Exog>,
 }
 
 #[derive(Debug)]
@@ -141,87 +149,102 @@ impl<'a> Table<'a> {
     /// Takes one row; `place` is its number in the source.
     pub(super) fn push(&mut self, place: u64, row: &impl Row) -> Result<()> {
         self.rows += 1;
-        let layout = match self.layout.take() {
+        let mut layout = match self.layout.take() {
             Some(layout) => layout,
             None => self.choose_layout(row)?,
         };
-        let layout = self.layout.insert(layout);
+        let pushed = match &mut layout {
+            Layout::Long(long) => self.push_long(long, place, row),
+            Layout::Wide { time, targets } => self.push_wide(*time, targets, place, row),
+        };
+        self.layout = Some(layout);
+        pushed
+    }
+
+    fn push_long(&mut self, long: &mut Long, place: u64, row: &impl Row) -> Result<()> {
+        let at = self.series_of(long, place, row)?;
         let origin = self.origin;
         let header = &self.header;
-        match layout {
-            Layout::Long { id, time, target, exog } => {
-                let at = match *id {
-                    Some(column) => {
-                        let cell = row.cell(column);
-                        let id = cell.id().ok_or_else(|| {
-                            fault(origin, place, header, column, cell, "expected an id")
-                        })?;
-                        if self.building.get(self.current).is_none_or(|b| b.series.id != *id) {
-                            self.current = match self.index.get(&*id) {
-                                Some(&at) => at,
-                                None => {
-                                    let at = self.building.len();
-                                    self.building.push(Building::new(id.to_string(), exog.len()));
-                                    self.index.insert(id.into_owned(), at);
-                                    at
-                                }
-                            };
-                        }
-                        self.current
-                    }
-                    None => {
-                        if self.building.is_empty() {
-                            let column = target.and_then(|column| header.get(column));
-                            let id = column.map_or("series", String::as_str);
-                            self.building.push(Building::new(id.to_owned(), exog.len()));
-                        }
-                        0
-                    }
-                };
-                let building = &mut self.building[at];
-                let stamp = match *time {
-                    Some(column) => self
-                        .stamps
-                        .read(row.cell(column))
-                        .map_err(|e| fault(origin, place, header, column, row.cell(column), &e))?,
-                    None => building.next_index(),
-                };
-                building.stamp(stamp, place);
-                if let Some(column) = *target {
-                    let cell = row.cell(column);
-                    let value = cell.number();
-                    building.series.values.push(
-                        value.map_err(|f| {
-                            fault(origin, place, header, column, cell, f.expected())
-                        })?,
-                    );
-                }
-                for (slot, exog) in building.series.exog.iter_mut().zip(exog) {
-                    exog.push(slot, row, place, origin);
-                }
+        let building = &mut self.building[at];
+        let stamp = match long.time {
+            Some(column) => {
+                let cell = row.cell(column);
+                let stamp = self.stamps.read(cell);
+                stamp.map_err(|expected| fault(origin, place, header, column, cell, &expected))?
             }
-            Layout::Wide { time, targets } => {
-                if self.building.is_empty() {
-                    let names = targets.iter().filter_map(|&column| header.get(column));
-                    self.building = names.map(|name| Building::new(name.clone(), 0)).collect();
-                }
-                let stamp =
-                    match *time {
-                        Some(column) => Some(self.stamps.read(row.cell(column)).map_err(|e| {
-                            fault(origin, place, header, column, row.cell(column), &e)
-                        })?),
-                        None => None,
-                    };
-                for (&column, building) in targets.iter().zip(&mut self.building) {
-                    let cell = row.cell(column);
-                    let value = cell
-                        .number()
-                        .map_err(|f| fault(origin, place, header, column, cell, f.expected()))?;
-                    let stamp = stamp.unwrap_or_else(|| building.next_index());
-                    building.stamp(stamp, place);
-                    building.series.values.push(value);
-                }
+            None => building.next_index(),
+        };
+        building.stamp(stamp, place);
+        if let Some(column) = long.target {
+            let cell = row.cell(column);
+            building.series.values.push(
+                cell.number()
+                    .map_err(|what| fault(origin, place, header, column, cell, what.expected()))?,
+            );
+        }
+        for (slot, exog) in building.series.exog.iter_mut().zip(&mut long.exog) {
+            exog.push(slot, row, place, origin);
+        }
+        Ok(())
+    }
+
+    /// The index of the series that a row of a long table belongs to; a new one at its first row.
+    fn series_of(&mut self, long: &Long, place: u64, row: &impl Row) -> Result<usize> {
+        let Some(column) = long.id else {
+            if self.building.is_empty() {
+                let name = long.target.and_then(|column| self.header.get(column));
+                let id = name.map_or("series", String::as_str).to_owned();
+                self.building.push(Building::new(id, long.exog.len()));
             }
+            return Ok(0);
+        };
+        let cell = row.cell(column);
+        let id = cell.id().ok_or_else(|| {
+            fault(self.origin, place, &self.header, column, cell, "expected an id")
+        })?;
+        if self.building.get(self.current).is_none_or(|building| building.series.id != *id) {
+            self.current = match self.index.get(&*id) {
+                Some(&at) => at,
+                None => {
+                    let at = self.building.len();
+                    self.building.push(Building::new(id.to_string(), long.exog.len()));
+                    self.index.insert(id.into_owned(), at);
+                    at
+                }
+            };
+        }
+        Ok(self.current)
+    }
+
+    fn push_wide(
+        &mut self,
+        time: Option<usize>,
+        targets: &[usize],
+        place: u64,
+        row: &impl Row,
+    ) -> Result<()> {
+        let origin = self.origin;
+        let header = &self.header;
+        if self.building.is_empty() {
+            let names = targets.iter().filter_map(|&column| header.get(column));
+            self.building = names.map(|name| Building::new(name.clone(), 0)).collect();
+        }
+        let mut stamp = None;
+        if let Some(column) = time {
+            let cell = row.cell(column);
+            stamp = Some(
+                self.stamps
+                    .read(cell)
+                    .map_err(|expected| fault(origin, place, header, column, cell, &expected))?,
+            );
+        }
+        for (&column, building) in targets.iter().zip(&mut self.building) {
+            let cell = row.cell(column);
+            let value = cell
+                .number()
+                .map_err(|what| fault(origin, place, header, column, cell, what.expected()))?;
+            building.stamp(stamp.unwrap_or_else(|| building.next_index()), place);
+            building.series.values.push(value);
         }
         Ok(())
     }
@@ -234,7 +257,7 @@ impl<'a> Table<'a> {
         };
         let axis = self.stamps.axis();
         let (names, has_time, exog) = match layout {
-            Layout::Long { id, time, target, exog } => {
+            Layout::Long(Long { id, time, target, exog }) => {
                 (self.header_names(id, time, target), time.is_some(), exog)
             }
             Layout::Wide { time, .. } => {
@@ -313,7 +336,7 @@ impl<'a> Table<'a> {
             _ => {}
         }
         let exog = rest(target).into_iter().map(|column| Exog { column, fault: None }).collect();
-        Ok(Layout::Long { id, time, target, exog })
+        Ok(Layout::Long(Long { id, time, target, exog }))
     }
 
     fn wide(&self, time: Option<usize>, targets: Vec<usize>, row: &impl Row) -> Result<Layout> {
