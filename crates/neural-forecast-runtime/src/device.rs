@@ -610,7 +610,7 @@ pub trait Program: Send + fmt::Debug {
     ///
     /// # Panics
     /// If `data` has another type than the input, or is not a whole number of rows, or is longer
-    /// than the bucket.
+    /// than the bucket, or if a run is in flight.
     fn write(&mut self, input: usize, data: Data<'_>);
 
     /// Starts a run of the rows written.
@@ -640,36 +640,43 @@ pub trait Program: Send + fmt::Debug {
 }
 
 /// Which of a plan's steps exceed a device's binding limits in a bucket: label and reason.
+///
+/// Values are bound as one arena where that fits into a binding, else each on its own. Weights of a
+/// step are bound each on its own, or packed into one buffer, whichever the limits allow. States are
+/// a binding each, the slot vector is one more.
 pub fn check_limits(
     plan: &Plan,
     entry: &Entry,
     bucket: Bucket,
     capabilities: &Capabilities,
 ) -> Vec<(String, String)> {
+    let most = capabilities.binding_bytes_max;
+    let arena = ArenaPlan::new(entry, bucket).bytes() as u64;
     let mut exceeded = Vec::new();
     for step in &entry.steps {
-        // The arena is one binding; weights, states and the slot vector are the others.
+        let mut values = step.op.reads();
+        values.extend(&step.outputs);
+        values.sort_unstable();
+        values.dedup();
+        let value_bytes = |id| elements(&entry.value(id).shape, bucket) as u64 * 4;
+        let largest = values.iter().map(|&id| value_bytes(id)).max().unwrap_or(0);
+        let values = if arena <= most { 1 } else { values.len() };
+
         let mut weights = step.op.weights();
         weights.sort_unstable();
         weights.dedup();
+        let weight_bytes = |&id| plan.weight(id).shape.iter().product::<usize>() as u64 * 4;
+        let largest = largest.max(weights.iter().map(weight_bytes).max().unwrap_or(0));
+        let packed: u64 = weights.iter().map(weight_bytes).sum();
+        let weights = if packed <= most { weights.len().min(1) } else { weights.len() };
+
         let states = step.op.states().len();
-        let bindings = 1 + weights.len() + states + usize::from(states > 0);
+        let bindings = values + weights + states + usize::from(states > 0);
         if bindings > capabilities.bindings_max {
             let most = capabilities.bindings_max;
             exceeded.push((step.label.clone(), format!("binds {bindings} buffers of {most}")));
         }
-        let largest = weights
-            .iter()
-            .map(|&w| plan.weight(w).shape.iter().product::<usize>() as u64 * 4)
-            .chain(
-                step.outputs
-                    .iter()
-                    .map(|&value| elements(&entry.value(value).shape, bucket) as u64 * 4),
-            )
-            .max()
-            .unwrap_or(0);
-        if largest > capabilities.binding_bytes_max {
-            let most = capabilities.binding_bytes_max;
+        if largest > most {
             exceeded.push((step.label.clone(), format!("binds {largest} bytes of {most}")));
         }
     }

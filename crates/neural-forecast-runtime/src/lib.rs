@@ -19,6 +19,7 @@ pub mod lower;
 pub mod ops;
 pub mod plan;
 mod prepare;
+pub mod recording;
 pub mod reference;
 pub mod sys;
 pub mod testing;

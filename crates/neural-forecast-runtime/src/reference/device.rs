@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Buffers, Loaded, run_watched};
+use super::{Buffers, Flight, Loaded, run_watched};
 use crate::arena::MemoryLine;
 use crate::device::{
     Capabilities, Data, Device, DeviceKind, KernelCount, LoadOptions, Precision, Program,
@@ -109,7 +109,7 @@ impl Resident for ReferenceResident {
             loaded: Arc::clone(&self.loaded),
             counts: Arc::clone(&self.counts),
             bytes,
-            pending: None,
+            flight: Flight::Idle,
         }))
     }
 
@@ -136,8 +136,8 @@ struct ReferenceProgram {
     loaded: Arc<Loaded>,
     counts: Arc<Mutex<BTreeMap<String, u64>>>,
     bytes: u64,
-    /// The result of a run that has not been waited for.
-    pending: Option<Result<(), DeviceError>>,
+    /// A run's result, which is there at once.
+    flight: Flight<Result<(), DeviceError>>,
 }
 
 impl ReferenceProgram {
@@ -180,30 +180,37 @@ impl Program for ReferenceProgram {
     }
 
     fn write(&mut self, input: usize, data: Data<'_>) {
+        // An error of an earlier run does not keep inputs from being written.
+        let _ = self.flight.check_idle("an input was written");
         self.buffers.write(&self.info, &self.entry, input, data);
     }
 
     fn submit(&mut self, run: &Run<'_>) -> Result<(), DeviceError> {
-        if let Some(Err(error)) = &self.pending {
-            return Err(error.clone());
-        }
-        assert!(self.pending.is_none(), "the caller broke the contract: a run is in flight");
+        self.flight.check_idle("a run was submitted")?;
         let slots = self.entry.uses_states().then_some(self.loaded.options.state_slots);
         self.info.check_run(run, slots);
-        self.pending = Some(self.run(run));
+        self.buffers.forget();
+        self.flight = Flight::Flying(self.run(run));
         Ok(())
     }
 
     fn poll(&mut self) -> bool {
+        self.flight = match self.flight.take() {
+            Flight::Flying(result) => Flight::Landed(result),
+            landed => landed,
+        };
         true
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        self.pending.take().unwrap_or(Ok(()))
+        match self.flight.take() {
+            Flight::Flying(result) | Flight::Landed(result) => result,
+            Flight::Idle => Ok(()),
+        }
     }
 
     fn read(&mut self, output: usize, into: &mut [f32]) -> Result<(), DeviceError> {
-        assert!(self.pending.is_none(), "the caller broke the contract: a run is in flight");
+        self.flight.check_idle("an output was read")?;
         self.buffers.read(&self.info, output, into);
         Ok(())
     }

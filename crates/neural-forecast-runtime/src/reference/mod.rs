@@ -9,7 +9,7 @@ mod store;
 mod tensor;
 
 pub use device::ReferenceDevice;
-pub(crate) use store::{Buffers, Loaded};
+pub(crate) use store::{Buffers, Flight, Loaded};
 pub use tensor::Tensor;
 
 use crate::device::{WeightSource, check_weights, weight_f32};

@@ -150,6 +150,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where a program is between `submit` and `wait`.
+#[derive(Debug)]
+pub(crate) enum Flight<T> {
+    /// Nothing was submitted, or what was submitted was waited for.
+    Idle,
+    /// A run that nobody has seen finish.
+    Flying(T),
+    /// A run that `poll` has reported finished.
+    Landed(Result<(), DeviceError>),
+}
+
+impl<T> Flight<T> {
+    /// Checks that nothing is in flight; gives the error that was not waited for.
+    ///
+    /// # Panics
+    /// If a run is in flight.
+    pub(crate) fn check_idle(&self, what: &str) -> Result<(), DeviceError> {
+        match self {
+            Flight::Flying(_) => {
+                panic!("the caller broke the contract: {what} while a run is in flight")
+            }
+            Flight::Landed(Err(error)) => Err(error.clone()),
+            Flight::Landed(Ok(())) | Flight::Idle => Ok(()),
+        }
+    }
+
+    /// Leaves the idle state behind and gives what was there.
+    pub(crate) fn take(&mut self) -> Flight<T> {
+        std::mem::replace(self, Flight::Idle)
+    }
+}
+
 /// A program's inputs as last written and its outputs as last computed.
 #[derive(Debug)]
 pub(crate) struct Buffers {
@@ -189,6 +221,12 @@ impl Buffers {
         inputs.collect()
     }
 
+    /// Forgets the outputs of the last run, because another one begins.
+    pub(crate) fn forget(&mut self) {
+        self.rows = 0;
+        self.outputs.clear();
+    }
+
     /// Keeps the outputs of a run of `rows` rows.
     pub(crate) fn keep(&mut self, rows: usize, outputs: Vec<(String, Tensor)>) {
         self.rows = rows;
@@ -197,8 +235,8 @@ impl Buffers {
 
     /// Copies an output out.
     pub(crate) fn read(&self, info: &ProgramInfo, output: usize, into: &mut [f32]) {
-        info.check_read(output, into.len(), self.rows);
         assert!(self.rows > 0, "the caller broke the contract: no run has succeeded");
+        info.check_read(output, into.len(), self.rows);
         into.copy_from_slice(&self.outputs[output][..into.len()]);
     }
 }

@@ -133,6 +133,10 @@ impl Bench {
         let rows = case.bucket.batch;
         let run = Run { rows, slots: &self.slots, cancel: None };
         self.program.submit(&run).map_err(|e| format!("submit: {e}"))?;
+        // Polled to its end first, because some devices cannot block.
+        while !self.program.poll() {
+            std::thread::yield_now();
+        }
         self.program.wait().map_err(|e| format!("wait: {e}"))?;
         let counts = self.program.info().output_elements.clone();
         let mut outputs = Vec::new();
