@@ -11,7 +11,7 @@ use super::cell::{Cell, Row, quote};
 use super::source::{Input, io_error};
 use super::table::{Origin, Purpose, Raw, Table};
 use super::{Columns, ReadOptions, Series};
-use crate::calendar::TimeAxis;
+use crate::calendar::{TimeAxis, parse_stamp};
 use crate::error::{Error, Result};
 
 pub(super) fn read(
@@ -149,6 +149,11 @@ impl<'a, R: Read> Rows<'a, R> {
                 format!("found only numbers ({} columns), expected a header", header.len()),
             ));
         }
+        if let Some(date) = header.iter().find(|name| parse_stamp(name).is_some()) {
+            return Err(self
+                .origin
+                .at(self.line, format!("found the date {}, expected a header", quote(date))));
+        }
         let width = header.len();
         let mut table = Table::new(self.origin, options, purpose, header)?;
         while self.advance()? {
@@ -254,6 +259,7 @@ fn is_m4_row(fields: &[String]) -> bool {
     match fields {
         [first, rest @ ..] => {
             Cell::Text(first).number().is_err()
+                && parse_stamp(first).is_none()
                 && rest.len() >= 2
                 && rest.iter().all(|field| Cell::Text(field).number().is_ok())
                 && !Cell::Text(&rest[0]).is_missing()

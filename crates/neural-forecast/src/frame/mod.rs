@@ -235,7 +235,8 @@ impl Frame {
 pub struct Columns {
     /// The series' id; found under `unique_id`, `item_id`, `series_id`, `id`.
     pub id: Option<String>,
-    /// The stamp; found under `ds`, `timestamp`, `date`, `datetime`, `time`.
+    /// The stamp; found under `ds`, `timestamp`, `date`, `datetime`, `time`, or as the only
+    /// column of dates.
     pub time: Option<String>,
     /// The target; found under `y`, `target`, `value`.
     pub target: Option<String>,

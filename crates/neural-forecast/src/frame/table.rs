@@ -306,7 +306,10 @@ impl<'a> Table<'a> {
         let id = self.find("id", self.columns.id.as_deref(), &ID_NAMES)?;
         let time = match self.purpose {
             Purpose::Static => None,
-            _ => self.find("time", self.columns.time.as_deref(), &TIME_NAMES)?,
+            _ => match self.find("time", self.columns.time.as_deref(), &TIME_NAMES)? {
+                Some(column) => Some(column),
+                None => self.only_date(row)?,
+            },
         };
         let mut target = match self.purpose {
             Purpose::History => {
@@ -347,7 +350,8 @@ impl<'a> Table<'a> {
         match text {
             // A file of one column holds nothing but its series: the value is at fault.
             Some(&column) if targets.len() > 1 || time.is_some() => Err(self.lacks(&format!(
-                "only numbers beside a time column, or an id and a target column ({} holds {})",
+                "only numbers beside a time column, or an id and a target column, named by \
+                 --id-col and --target-col ({} holds {})",
                 quote(self.header.get(column).map_or("", String::as_str)),
                 row.cell(column).quoted()
             ))),
@@ -383,10 +387,26 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// The one column that holds a date, whatever its name.
+    fn only_date(&self, row: &impl Row) -> Result<Option<usize>> {
+        let mut dates = (0..self.header.len()).filter(|&column| match row.cell(column) {
+            Cell::Text(text) => parse_stamp(text).is_some(),
+            Cell::Micros(_) => true,
+            _ => false,
+        });
+        match (dates.next(), dates.next()) {
+            (Some(_), Some(_)) => {
+                Err(self.lacks("one column of dates, or one named by --time-col"))
+            }
+            (first, _) => Ok(first),
+        }
+    }
+
     /// The row numbers that pandas writes by default, under no name.
     fn is_row_index(&self, column: usize) -> bool {
         self.header.get(column).is_some_and(|name| {
             name.is_empty()
+                || name == "__index_level_0__"
                 || name.strip_prefix("Unnamed: ").is_some_and(|n| n.parse::<u32>().is_ok())
         })
     }

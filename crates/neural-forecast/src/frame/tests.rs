@@ -139,6 +139,18 @@ fn single_columns_with_and_without_a_name() {
 }
 
 #[test]
+fn a_column_of_dates_is_the_time_under_any_name() {
+    let frame = csv("Month,#Passengers\n1949-01,112\n1949-02,118\n1949-03,132\n").unwrap();
+    assert_eq!(ids(&frame), ["#Passengers"]);
+    assert_eq!(frame.frequency.to_string(), "MS");
+    let future = frame.future_stamps(&frame.series[0], 1).unwrap();
+    let axis = frame.axis.for_frequency(&frame.frequency);
+    assert_eq!(axis.text(future[0]), "1949-04");
+    let two = message(csv("from,to,y\n2024-01-01,2024-01-02,1\n"));
+    assert!(two.contains("expected one column of dates, or one named by --time-col"), "{two}");
+}
+
+#[test]
 fn row_numbers_of_pandas_are_ignored() {
     let frame = csv(",ds,y\n0,2024-01-01,1\n1,2024-01-02,2\n2,2024-01-03,3\n").unwrap();
     assert_eq!(ids(&frame), ["y"]);
@@ -320,6 +332,8 @@ fn every_bad_input_names_its_line() {
         ("unique_id,ds,price,qty\na,2024-01-01,1,2\n", "expected a target column"),
         ("ds,price,city\n2024-01-01,1,Rome\n", "`city` holds `Rome`"),
         ("ds,ds,y\n1,1,1\n", "column `ds` appears twice (columns 1 and 2)"),
+        ("2024-01-01,5,6\n2024-01-02,6,7\n", "line 1: found the date `2024-01-01`"),
+        ("store,date,sales\nA,2024-01-01,5\n", "--id-col and --target-col (`store` holds `A`)"),
         ("2024,5\n2025,6\n", "line 1: found only numbers (2 columns), expected a header"),
         ("ds\n2024-01-01\n", "expected at least one column of numbers"),
     ];
