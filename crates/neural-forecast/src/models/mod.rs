@@ -20,6 +20,7 @@ pub mod rearranged;
 pub mod recurrent;
 pub mod seeded;
 pub mod tft;
+pub mod timesfm;
 pub mod tirex;
 pub mod transformer;
 mod window;

@@ -70,6 +70,20 @@ impl<'a> Rearranged<'a> {
         Ok(())
     }
 
+    /// `name` becomes the first `rows` of the first axis of tensor `of`.
+    ///
+    /// # Errors
+    /// `of` is missing or has fewer rows.
+    pub fn rows(&mut self, name: &str, of: &str, rows: usize) -> Result<(), PlanError> {
+        let mut shape = self.shape(of)?;
+        match shape.first_mut() {
+            Some(found) if *found >= rows => *found = rows,
+            _ => return Err(wrong(of, format!("has shape {shape:?}, expected {rows} rows"))),
+        }
+        self.view(name, of, 0, shape);
+        Ok(())
+    }
+
     /// `name` becomes a tensor of these elements.
     ///
     /// # Errors
@@ -162,12 +176,14 @@ mod tests {
         weights.split(&["a", "b"], "x").unwrap();
         weights.reshape("square", "x", &[2, 2]).unwrap();
         weights.rename("y", "x").unwrap();
+        weights.rows("top", "x", 3).unwrap();
         weights.own("z", &[1], &[7.0]).unwrap();
         let read = |name: &str| weights.weight(name).map(|v| (v.shape.to_vec(), v.to_f32()));
         assert_eq!(read("a"), Some((vec![2, 1], vec![1.0, 2.0])));
         assert_eq!(read("b"), Some((vec![2, 1], vec![3.0, 4.0])));
         assert_eq!(read("square"), Some((vec![2, 2], vec![1.0, 2.0, 3.0, 4.0])));
         assert_eq!(read("y"), read("x"));
+        assert_eq!(read("top"), Some((vec![3, 1], vec![1.0, 2.0, 3.0])));
         assert_eq!(read("z"), Some((vec![1], vec![7.0])));
         assert_eq!(read("w"), None);
     }
