@@ -18,9 +18,11 @@ pub mod models;
 pub mod quantiles;
 pub mod run_info;
 pub mod scale;
+pub mod shipped;
 pub mod verify;
 pub mod weights;
 pub mod workloads;
 
 pub use error::{Error, ErrorKind, Result};
+pub use neural_forecast_runtime::device::{KernelClass, Precision};
 pub use run_info::RunInfo;
