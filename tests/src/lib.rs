@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod corpora;
+#[cfg(test)]
 mod tidy;

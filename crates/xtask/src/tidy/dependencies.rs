@@ -21,8 +21,8 @@ const DIRECTION: [(&str, &[&str]); 5] = [
 const SEES_ALL: [&str; 2] = ["neural-forecast-tests", "neural-forecast-benches"];
 
 /// What the runtime may use besides the standard library: number formats and system calls.
-/// No file format, no network, no threads pool, no async runtime.
-const RUNTIME_MAY_USE: [&str; 2] = ["half", "libc"];
+/// No file format, no network, no thread pool, no async runtime.
+const RUNTIME_MAY_USE: [&str; 3] = ["half", "libc", "memmap2"];
 
 /// The library without optional features, itself included, stays below this many crates.
 const LIBRARY_CRATES_MAX: usize = 59;

@@ -1,0 +1,4 @@
+//! The fuzzer of `neural_forecast_fuzz::checkpoint::configuration`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| neural_forecast_fuzz::checkpoint::configuration(bytes));

@@ -1,0 +1,6 @@
+//! The fuzzer of `neural_forecast_fuzz::checkpoint::hyper_parameters`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| neural_forecast_fuzz::checkpoint::hyper_parameters(
+    bytes
+));
