@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use neural_forecast_runtime::device::{WeightSource, WeightType, WeightView};
+use neural_forecast_runtime::sys::Map;
 
 /// Bytes that tensors lie in.
 pub(crate) trait Bytes: Send + Sync {
@@ -16,6 +17,12 @@ pub(crate) trait Bytes: Send + Sync {
 }
 
 impl Bytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Bytes for Map {
     fn bytes(&self) -> &[u8] {
         self
     }

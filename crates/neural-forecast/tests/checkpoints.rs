@@ -308,6 +308,9 @@ fn folders_that_are_none_say_what_to_do() {
     let error = Checkpoint::open(fixture("nf_lstm")).unwrap_err();
     check_error(&error, ErrorKind::Checkpoint, &["nf_lstm", "no `configuration.json`"]);
 
+    let error = Checkpoint::open("/dev/null").unwrap_err();
+    check_error(&error, ErrorKind::Io, &["/dev/null", "not a regular file"]);
+
     let mut files = files_of("nf_lstm");
     files.retain(|(name, _)| name == "configuration.json");
     check_error(&open_files(&files).unwrap_err(), ErrorKind::Checkpoint, &["no model in it"]);

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use neural_forecast_runtime::sys::Map;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::Bytes;
 
@@ -121,11 +123,16 @@ impl Folder {
     }
 }
 
-/// A file's bytes.
+/// A file's bytes, mapped.
 ///
 /// # Errors
-/// Io: it cannot be read. The message names it.
+/// Io: it cannot be mapped, or is no regular file. The message names it.
 pub(crate) fn map(path: &Path) -> Result<Arc<dyn Bytes>> {
-    let bytes = std::fs::read(path).map_err(|error| Error::from(error).context(path.display()))?;
-    Ok(Arc::new(bytes))
+    let failed = |error: std::io::Error| Error::from(error).context(path.display());
+    // Asked before opening, because opening a pipe waits for its other end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        let message = "not a regular file";
+        return Err(Error::new(ErrorKind::Io, message).context(path.display()));
+    }
+    Ok(Arc::new(Map::open(path).map_err(failed)?))
 }
