@@ -22,19 +22,19 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// fn use_simd_fallback() -> Result<(), Box<dyn std::error::Error>> {
 ///     let simd_ops = SIMDMatrixOps::new();
-///     
+///
 ///     // Vectorized matrix multiplication
 ///     let a = vec![1.0f32; 1024 * 1024];
 ///     let b = vec![2.0f32; 1024 * 1024];
 ///     let mut c = vec![0.0f32; 1024 * 1024];
-///     
+///
 ///     simd_ops.matmul_f32(&a, &b, &mut c, 1024, 1024, 1024)?;
-///     
+///
 ///     // Vectorized ReLU activation
 ///     let mut input = vec![-1.0, 0.0, 1.0, -2.0, 3.0];
 ///     let mut output = vec![0.0; 5];
 ///     simd_ops.relu_f32(&input, &mut output)?;
-///     
+///
 ///     println!("SIMD operations completed");
 /// #   assert!(c.iter().all(|&c| c == 2048.0));
 /// #   assert_eq!(output, [0.0, 0.0, 1.0, 0.0, 3.0]);

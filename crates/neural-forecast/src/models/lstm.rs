@@ -26,6 +26,41 @@ use crate::error::Result;
 /// Without a weight file all weights are uniform in ±1/√D, PyTorch's default for its LSTM (the
 /// head's ±1/√(width of its input)), from [`with_seed`](LSTMModel::with_seed)'s seed as
 /// [`draw`](super::seeded::draw) documents.
+///
+/// ```
+/// use neural_forecast::models::{LSTMModel, Model};
+/// use neural_forecast::config::LSTMConfig;
+/// use ndarray::Array3;
+///
+/// # fn main() { lstm_gpu_example().unwrap() }
+/// #[tokio::main]
+/// async fn lstm_gpu_example() -> Result<(), Box<dyn std::error::Error>> {
+///     // Configure LSTM model
+///     let config = LSTMConfig {
+///         input_length: 100,
+///         output_length: 10,
+///         hidden_size: 256,
+///         num_layers: 2,
+///         use_bias: true,
+///         dropout: 0.1,
+///         bidirectional: true,
+///     };
+///
+///     let mut model = LSTMModel::new_from_config(config)?;
+/// #   let model = &mut model;
+///
+///     // Create sample input data
+///     let input_data = Array3::ones((32, 100, 10)); // batch_size=32, seq_len=100, features=10
+///
+///     // GPU-accelerated inference
+///     let output = model.predict(&input_data).await?;
+///     println!("LSTM output shape: {:?}", output.shape());
+/// #   assert_eq!(output.shape(), [32, 10, 1]);
+/// #   assert!(output.iter().all(|y| y.is_finite()));
+///
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct LSTMModel(Lazy<LSTMConfig>);
 

@@ -18,7 +18,7 @@ use crate::run_info::RunInfo;
 /// let model = LSTMModel::new_from_config(config)?;
 /// let (output, info) = model.predict_with_info(&Array3::ones((2, 24, 3)))?;
 /// assert_eq!(output.shape(), [2, 6, 1]);
-/// println!("computed on {} in {}", info.device, info.precision);
+/// println!("computed on {} in {}", info.device, info.precision.name());
 /// # Ok::<(), neural_forecast::Error>(())
 /// ```
 pub trait Model: Send + Sync {

@@ -33,16 +33,18 @@ pub fn draw(plan: &Plan, seed: u64, init: impl Fn(&str) -> Init) -> MemoryWeight
     weights
 }
 
-/// SplitMix64: one addition and one mix a number, and any state is a good one.
+/// SplitMix64: one addition and one mix a number.
 #[derive(Clone, Debug)]
-pub(crate) struct SplitMix(u64);
+pub struct SplitMix(u64);
 
 impl SplitMix {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A generator; any seed is a good one.
+    pub fn new(seed: u64) -> Self {
         SplitMix(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -50,12 +52,12 @@ impl SplitMix {
     }
 
     /// In [0, 1), a multiple of 2⁻²⁴.
-    pub(crate) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u32 << 24) as f32
     }
 
     /// Standard normal, by Box and Muller.
-    pub(crate) fn normal(&mut self) -> f32 {
+    pub fn normal(&mut self) -> f32 {
         // 1 − u is never 0, so the logarithm is finite.
         let radius = (-2.0 * f64::from(1.0 - self.unit()).ln()).sqrt();
         let angle = std::f64::consts::TAU * f64::from(self.unit());

@@ -29,6 +29,41 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// `use_flash_attention = false` runs the layers lowered and unfused: queries, keys and values,
 /// attention, norms and products each as an op of its own with its result in memory.
+///
+/// ```
+/// use neural_forecast::models::{TransformerModel, Model};
+/// use neural_forecast::config::TransformerConfig;
+/// # use ndarray::Array3;
+///
+/// # fn main() { transformer_gpu_example().unwrap() }
+/// #[tokio::main]
+/// async fn transformer_gpu_example() -> Result<(), Box<dyn std::error::Error>> {
+///     let config = TransformerConfig {
+///         input_length: 512,
+///         output_length: 10,
+///         d_model: 768,
+///         num_heads: 12,
+///         num_layers: 6,
+///         d_ff: 3072,
+///         dropout: 0.1,
+///         use_flash_attention: true,
+///     };
+///
+///     let mut model = TransformerModel::new_from_config(config)?;
+/// #   let model = &mut model;
+///
+///     // Create input data
+///     let input_data = Array3::ones((16, 512, 768)); // batch_size=16, seq_len=512, d_model=768
+///
+///     // GPU-accelerated transformer inference
+///     let output = model.predict(&input_data).await?;
+///     println!("Transformer output shape: {:?}", output.shape());
+/// #   assert_eq!(output.shape(), [16, 10, 1]);
+/// #   assert!(output.iter().all(|y| y.is_finite()));
+///
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct TransformerModel(Lazy<TransformerConfig>);
 

@@ -11,11 +11,11 @@
 //!     // Benchmark matrix multiplication
 //!     let matmul_result = benchmarks::benchmark_matmul(1024, 100)?;
 //!     println!("SIMD MatMul: {:.2} GFLOPS efficiency", matmul_result.efficiency);
-//!     
+//!
 //!     // Benchmark activation functions
 //!     let relu_result = benchmarks::benchmark_activation(1024 * 1024, 1000)?;
 //!     println!("SIMD ReLU: {:.2} μs avg latency", relu_result.duration.as_micros());
-//!     
+//!
 //!     Ok(())
 //! }
 //! ```

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Runs the workloads beside their peers on this machine and prints a table of ratios.
+
+  compare.py --peers PEERS.PY --binary NEURAL-FORECAST [--rounds 5] [--workload lstm_a] [--precision f32]
+
+Rounds alternate: peers, then ours, then peers again, so that a machine that slows down slows both.
+A row of the table is the median over the rounds of ours / best peer of the same round, where the best
+peer is the fastest that ran in that precision; the figures beside it are the medians of p50 in
+microseconds. PEERS.PY prints one JSON object a line; BINARY is the command-line tool, asked for
+`bench --json`. Every round is kept in --log, one JSON object a line, so that a table can be made anew
+with --from-log.
+
+A claim needs every peer: the table's head says which ran, in which version, and a row says which peer
+was the best. Below 1 is faster than the best peer.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+
+
+def lines(text):
+    """Objects of a JSON array, or of one JSON object a line."""
+    text = text.strip()
+    if text.startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def call(command, log, side, number):
+    print(f"round {number}: {side}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit status {done.returncode}")
+    for row in lines(done.stdout):
+        log.append(dict(row, side=side, round=number))
+
+
+def measure(args):
+    log = []
+    chosen = [word for name in args.workload for word in ("--workload", name)]
+    batches = [word for batch in args.batch for word in ("--batch", str(batch))]
+    threads = ["--threads", str(args.threads)] if args.threads else []
+    for number in range(args.rounds):
+        peers = [args.python, args.peers, "--device", "cpu"]
+        call(peers + threads + chosen + batches, log, "peers", number)
+        for precision in args.precision:
+            ours = [args.binary, "bench", "--json", "--mode", "full-window"]
+            ours += ["--device", "cpu", "--precision", precision]
+            call(ours + threads + chosen + batches, log, "ours", number)
+    return log
+
+
+def best_peers(log):
+    """(workload, batch, precision, round) -> (p50, peer)."""
+    best = {}
+    for row in log:
+        if row["side"] == "peers" and "p50_us" in row:
+            key = (row["workload"], row["batch"], row["precision"], row["round"])
+            best[key] = min(best.get(key, (float("inf"), "")), (row["p50_us"], row["peer"]))
+    return best
+
+
+def table(log):
+    versions = next((row["versions"] for row in log if "versions" in row), {})
+    rows = [row for row in log if row["side"] == "ours" and "p50_us" in row]
+    out = []
+    if rows:
+        features = dict(rows[0].get("device_features", []))
+        facts = ", ".join(f"{k} {v}" for k, v in features.items())
+        out.append(f"Ours: neural-forecast {rows[0]['version']} on {rows[0]['device_name']} ({facts}).")
+    peers = ", ".join(f"{name} {version}" for name, version in versions.items())
+    out.append(f"Peers: {peers or 'none'}.")
+    missing = {"torch", "onnxruntime", "openvino"} - set(versions)
+    if missing:
+        out.append(f"**Missing peers: {', '.join(sorted(missing))}: no row below is a claim.**")
+    rounds = 1 + max((row["round"] for row in log), default=-1)
+    out.append(f"{rounds} alternating rounds; medians of p50 in µs; ratio is the median of ours / best peer.")
+    out.append("")
+    out.append("| workload | batch | precision | ours | p99 | best peer | | ratio | GFLOP/s | error | output std |")
+    out.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    best = best_peers(log)
+    for key in dict.fromkeys((r["workload"], r["batch"], r["precision"]) for r in rows):
+        mine = [r for r in rows if (r["workload"], r["batch"], r["precision"]) == key]
+        pairs = [(r["p50_us"], *best[key + (r["round"],)]) for r in mine if key + (r["round"],) in best]
+        median = lambda values: statistics.median(values) if values else float("nan")
+        errors = [r["error_max"] for r in mine if r.get("error_max") is not None]
+        names = sorted({name for _, _, name in pairs})
+        cells = [
+            key[0],
+            key[1],
+            key[2],
+            f"{median([r['p50_us'] for r in mine]):,.1f}",
+            f"{median([r['p99_us'] for r in mine]):,.1f}",
+            f"{median([peer for _, peer, _ in pairs]):,.1f}" if pairs else "-",
+            "/".join(names) or "-",
+            f"{median([p50 / peer for p50, peer, _ in pairs]):.2f}" if pairs else "-",
+            f"{median([r['gflops_per_second'] for r in mine]):,.0f}",
+            f"{max(errors):.1e} ({mine[0]['error_windows']})" if errors else "-",
+            f"{min(r['output_std'] for r in mine):.2f}",
+        ]
+        out.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(out)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--peers", help="the script that runs the peers")
+    p.add_argument("--binary", help="the command-line tool")
+    p.add_argument("--python", default=sys.executable, help="interpreter that has the peers installed")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--threads", type=int)
+    p.add_argument("--workload", action="append", default=[])
+    p.add_argument("--batch", type=int, action="append", default=[])
+    p.add_argument("--precision", action="append", default=[])
+    p.add_argument("--log", help="where every row goes, one JSON object a line")
+    p.add_argument("--from-log", help="make the table of an earlier run")
+    args = p.parse_args()
+    args.precision = args.precision or ["f32"]
+    if args.from_log:
+        with open(args.from_log) as file:
+            log = lines(file.read())
+    elif args.peers and args.binary:
+        log = measure(args)
+        if args.log:
+            with open(args.log, "w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in log)
+    else:
+        p.error("--peers and --binary, or --from-log")
+    print(table(log))
+
+
+if __name__ == "__main__":
+    main()
