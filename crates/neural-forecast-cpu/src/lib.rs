@@ -6,16 +6,23 @@
 
 pub mod attention;
 pub mod counters;
+mod device;
+pub mod elementwise;
 pub mod gemm;
 pub mod isa;
+mod kernels;
+pub mod layout;
 pub mod memory;
+pub mod norm;
 #[cfg(test)]
 mod random;
 pub mod rnn;
+pub mod series;
 pub mod simd;
 pub mod slices;
 pub mod team;
 pub mod tile;
 pub mod vecmath;
 
+pub use device::{CpuDevice, CpuOptions};
 pub use isa::{Isa, IsaError};

@@ -101,3 +101,32 @@ impl RowMap {
         (r / self.inner) * self.outer_stride + (r % self.inner) * self.inner_stride
     }
 }
+
+/// One `T` a worker, handed out by index.
+#[derive(Debug)]
+pub struct PerWorker<T>(Vec<std::cell::UnsafeCell<T>>);
+
+// SAFETY: workers take different elements (the contract of `get`).
+unsafe impl<T: Send> Sync for PerWorker<T> {}
+
+impl<T> PerWorker<T> {
+    /// One for each of `workers`.
+    pub fn new(workers: usize, mut make: impl FnMut() -> T) -> Self {
+        PerWorker((0..workers).map(|_| make().into()).collect())
+    }
+
+    /// The worker's own.
+    ///
+    /// # Safety
+    /// No two borrows of one index live at the same time.
+    #[allow(clippy::mut_from_ref)] // the point of the type; see the contract
+    pub unsafe fn get(&self, worker: usize) -> &mut T {
+        // SAFETY: the caller's.
+        unsafe { &mut *self.0[worker].get() }
+    }
+
+    /// All of them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut().map(|cell| cell.get_mut())
+    }
+}

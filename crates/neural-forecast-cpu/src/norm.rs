@@ -1,0 +1,166 @@
+//! Layer, RMS, batch (eval) and group normalisation of rows.
+//!
+//! Sums run over a fixed number of lanes and end in a fixed tree, so bits do not depend on the batch.
+//! Batch normalisation is folded into one scale and one shift when it is loaded.
+
+use crate::counters::{Precision, Stem, count};
+use crate::isa::Isa;
+use crate::simd::{Kernel, Simd};
+use crate::team::Worker;
+use std::ops::Range;
+
+/// Which statistics a row is normalised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Mean and variance of each of this many groups of the row.
+    Layer {
+        /// 1 for layer normalisation.
+        groups: usize,
+    },
+    /// Mean square of the row.
+    Rms,
+    /// None: the scale and shift hold trained statistics.
+    Fixed,
+}
+
+/// A norm with its weights.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Statistics.
+    pub kind: Kind,
+    /// Inside the root.
+    pub eps: f32,
+    /// `[D]`, 1 where absent.
+    pub scale: Option<Vec<f32>>,
+    /// `[D]`, 0 where absent.
+    pub shift: Option<Vec<f32>>,
+}
+
+impl Norm {
+    /// Batch normalisation by trained statistics.
+    pub fn batch(
+        mean: &[f32],
+        variance: &[f32],
+        eps: f32,
+        weight: Option<&[f32]>,
+        bias: Option<&[f32]>,
+    ) -> Norm {
+        let scale: Vec<f64> = variance
+            .iter()
+            .enumerate()
+            .map(|(d, &v)| {
+                let weight = weight.map_or(1.0, |w| f64::from(w[d]));
+                weight / (f64::from(v) + f64::from(eps)).sqrt()
+            })
+            .collect();
+        let shift = mean.iter().zip(&scale).enumerate().map(|(d, (&mean, scale))| {
+            (bias.map_or(0.0, |b| f64::from(b[d])) - f64::from(mean) * scale) as f32
+        });
+        let shift = Some(shift.collect());
+        let scale = Some(scale.iter().map(|&s| s as f32).collect());
+        Norm { kind: Kind::Fixed, eps, scale, shift }
+    }
+
+    /// Normalises `rows` of `width` floats from `x` to `y` (may be the same).
+    ///
+    /// # Safety
+    /// `x` and `y` hold the rows, and nobody else writes them.
+    pub unsafe fn run(
+        &self,
+        isa: Isa,
+        (x, y): (*const f32, *mut f32),
+        width: usize,
+        rows: Range<usize>,
+        worker: Worker<'_>,
+    ) {
+        if worker.index() == 0 {
+            count(Stem::Norm, isa, Precision::F32);
+        }
+        isa.run(Rows { norm: self, x, y, width, rows });
+    }
+}
+
+struct Rows<'a> {
+    norm: &'a Norm,
+    x: *const f32,
+    y: *mut f32,
+    width: usize,
+    rows: Range<usize>,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let norm = self.norm;
+        for r in self.rows {
+            // SAFETY: `Norm::run`'s caller grants the row.
+            let (x, y) = unsafe { (self.x.add(r * self.width), self.y.add(r * self.width)) };
+            let groups = match norm.kind {
+                Kind::Layer { groups } => groups,
+                _ => 1,
+            };
+            let n = self.width / groups.max(1);
+            for g in 0..groups {
+                let at = g * n;
+                // SAFETY: the group is inside the row; weights are as wide as the row.
+                unsafe {
+                    let x = x.add(at);
+                    let (mean, factor) = match norm.kind {
+                        Kind::Layer { .. } => {
+                            let mean = sum(s, x, n, 0.0, false) / n as f32;
+                            let variance = sum(s, x, n, mean, true) / n as f32;
+                            (mean, 1.0 / (variance + norm.eps).sqrt())
+                        }
+                        Kind::Rms => {
+                            let square = sum(s, x, n, 0.0, true) / n as f32;
+                            (0.0, 1.0 / (square + norm.eps).sqrt())
+                        }
+                        Kind::Fixed => (0.0, 1.0),
+                    };
+                    let scale = norm.scale.as_ref().map(|w| w.as_ptr().add(at));
+                    let shift = norm.shift.as_ref().map(|b| b.as_ptr().add(at));
+                    let mut d = 0;
+                    while d < n {
+                        let rest = n - d;
+                        let mut v = s.sub(s.load_first(x.add(d), rest), s.splat(mean));
+                        v = s.mul(v, s.splat(factor));
+                        let zero = s.splat(0.0);
+                        let shift = shift.map_or(zero, |b| s.load_first(b.add(d), rest));
+                        v = match scale {
+                            Some(w) => s.fma(v, s.load_first(w.add(d), rest), shift),
+                            None => s.add(v, shift),
+                        };
+                        s.store_first(y.add(at + d), v, rest);
+                        d += S::LANES;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sum of `n` floats less `center`, or of their squares.
+#[inline(always)]
+unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, center: f32, square: bool) -> f32 {
+    let c = s.splat(center);
+    let mut acc = s.splat(0.0);
+    let mut d = 0;
+    // SAFETY: the caller grants `n` floats.
+    unsafe {
+        while d + S::LANES <= n {
+            let v = s.sub(s.load(x.add(d)), c);
+            acc = if square { s.fma(v, v, acc) } else { s.add(acc, v) };
+            d += S::LANES;
+        }
+        if d < n {
+            // Lanes beyond the end must add nothing, whatever the centre.
+            let mut tail = [0.0f32; 16];
+            s.store_first(tail.as_mut_ptr(), s.sub(s.load_first(x.add(d), n - d), c), n - d);
+            let v = s.load(tail.as_ptr());
+            acc = if square { s.fma(v, v, acc) } else { s.add(acc, v) };
+        }
+    }
+    s.sum(acc)
+}
