@@ -271,3 +271,87 @@ fn unrolled_steps_follow_one_another() {
     let expected: Vec<f64> = (0..rows).map(|row| five.at(&[row, 4, 0])).collect();
     check("the fifth step", &last.data, &expected);
 }
+
+/// The outputs of an entry by name.
+fn outputs(
+    network: &Network,
+    entry: EntryKind,
+    inputs: &[(&str, Tensor)],
+    states: &mut Vec<Tensor>,
+) -> BTreeMap<String, Tensor> {
+    let batch = inputs[0].1.shape[0];
+    let bucket = Bucket { batch, length: network.context };
+    let declared = network.plan.entry(entry).unwrap();
+    let read: Vec<(&str, Tensor)> =
+        inputs.iter().filter(|(name, _)| declared.input(name).is_some()).cloned().collect();
+    let found = run_entry(&network.plan, entry, bucket, &network.weights, &read, states);
+    found.unwrap().into_iter().collect()
+}
+
+#[test]
+fn prefill_and_steps_are_the_unrolled_forecast() {
+    let fixtures_of = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let mut networks = Vec::new();
+    for folder in ["nf_recurrent", "nf_exog"] {
+        let path = fixtures_of.join(folder).join("checkpoint");
+        for entry in std::fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if name.ends_with("_0.safetensors") && !name.starts_with("TFT") {
+                networks.append(&mut Checkpoint::open(&path).unwrap().models);
+            }
+        }
+    }
+    networks.retain(|network| network.decoding == Decoding::Recurrent);
+    assert!(networks.iter().any(|network| !network.exogenous.is_empty()));
+    assert!(networks.iter().any(|network| network.outputs.len() > 1));
+    for network in &networks {
+        let (rows, length, horizon) = (2, network.context, network.horizon);
+        let wave = |shape: [usize; 3], phase: f64| {
+            Tensor::from_fn(shape, |at| {
+                let position = (31 * at[0] + at[1]) as f64 + 7.0 * at[2] as f64;
+                5.0 * (0.37 * position + phase).sin() + 0.1 * position
+            })
+        };
+        let columns = &network.exogenous;
+        let future = wave([rows, length + horizon, columns.future.len()], 2.0);
+        let statics = columns.statics.len();
+        let future_at = |from: usize, steps: usize| {
+            let shape = [rows, steps, columns.future.len()];
+            Tensor::from_fn(shape, |at| future.at(&[at[0], from + at[1], at[2]]))
+        };
+        let mut inputs = vec![
+            ("y", wave([rows, length, 1], 0.0)),
+            ("mask", Tensor::from_fn([rows, length, 1], |at| f64::from(u8::from(at[1] > 2)))),
+            ("hist_exog", wave([rows, length, columns.historic.len()], 1.0)),
+            ("futr_exog", future.clone()),
+            ("stat_exog", Tensor::from_fn([rows, statics], |at| 0.3 * at[1] as f64 - 0.2)),
+        ];
+        let unrolled = forecast(network, &inputs);
+
+        let mut states = zero_states(&network.plan, rows);
+        inputs[3].1 = future_at(0, length + 1);
+        let prefill = outputs(network, EntryKind::Prefill, &inputs, &mut states);
+        let mut step = prefill.clone();
+        let channels = network.outputs.len();
+        for i in 0..horizon {
+            let name = format!("{} step {i}", network.alias);
+            let expected: Vec<f64> = (0..rows * channels)
+                .map(|j| unrolled.at(&[j / channels, i, j % channels]))
+                .collect();
+            check(&name, &step["forecast"].data, &expected);
+            if i + 1 == horizon {
+                break;
+            }
+            let mut inputs = vec![
+                ("feedback", step["feedback"].clone()),
+                ("futr_exog", future_at(length + i + 1, 1)),
+                inputs[4].clone(),
+            ];
+            for name in ["statistics", "futr_statistics"] {
+                inputs.extend(prefill.get(name).map(|value| (name, value.clone())));
+            }
+            step = outputs(network, EntryKind::Step, &inputs, &mut states);
+        }
+    }
+}

@@ -58,7 +58,8 @@ pub enum Decoding {
     /// All steps at once. Longer horizons are rolled out by the forecaster, block by block.
     Direct,
     /// Step after step, each fed with the one before. The entry `full` unrolls the horizon it was
-    /// built for; [`Network::plan_for`] builds it for another.
+    /// built for; [`Network::plan_for`] builds it for another. The entries `prefill` and `step` go
+    /// on without an end, see [`recurrent::plan`].
     Recurrent,
 }
 

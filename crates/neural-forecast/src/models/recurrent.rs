@@ -7,15 +7,17 @@
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
     Activation, Cell, Initial, Keep, Linear, LinearAxis, Operand, Pool, PoolKind, RnnStack,
-    RnnWeights,
+    RnnStates, RnnWeights,
 };
-use neural_forecast_runtime::plan::{Channel, Dim, EntryKind, Plan, PlanBuilder, ValueId};
+use neural_forecast_runtime::plan::{
+    Channel, DType, Dim, EntryKind, Plan, PlanBuilder, StateKind, ValueId,
+};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{self, LAYERS_MAX, check_sizes, in_range};
 use super::network::Decoding;
 use super::nonlinearity::Nonlinearity;
-use super::window::{Window, WindowConfig, zeros};
+use super::window::{Window, WindowConfig, WindowScaler, zeros};
 
 /// Most steps of a recurrent network's horizon, each of which is a part of its plan.
 const STEPS_MAX: usize = 4096;
@@ -79,6 +81,14 @@ pub struct RecurrentConfig {
 
 /// Builds the plan of a configuration, for a horizon (the configuration's own, if direct).
 ///
+/// A recurrent network has two entries more, for horizons that are not known beforehand:
+/// `prefill` takes the window (`futr_exog` one step longer than it) and gives the first step,
+/// `step` gives one step more. Both write `forecast` `[B, 1, O]` and `feedback` `[B, 1, 1]`, which
+/// is what the next `step` takes under that name, with the `futr_exog` `[B, 1, F]` of the step
+/// after the one it predicts from. Statistics of the window (`statistics` `[B, 2, 1]`,
+/// `futr_statistics` `[B, 2, F]`), where there are any, go from the one to all of the others; the
+/// recurrence's state is in the slots.
+///
 /// # Errors
 /// A number that is out of its range.
 pub fn plan(
@@ -96,24 +106,21 @@ pub fn plan(
     let mut b = PlanBuilder::new(place, config.window.plan_context());
     b.begin(EntryKind::Full);
     let window = config.window.begin(&mut b, horizon, false)?;
-    let scaled = match &config.decoder {
+    match &config.decoder {
         Decoder::Direct { hidden, layers, activation } => {
             check_sizes(place, &[("decoder_hidden_size", *hidden)])?;
             in_range(place, "decoder_layers", *layers, 1, LAYERS_MAX)?;
-            let activation = activation.activation();
-            config.direct(&mut b, &window, *hidden, *layers, activation)?
+            let scaled =
+                config.direct(&mut b, &window, *hidden, *layers, activation.activation())?;
+            let forecast = config.window.unscale(&mut b, scaled, window.statistics)?;
+            b.output("forecast", forecast, channels);
         }
-        Decoder::Recurrent => config.unrolled(&mut b, &window, horizon)?,
-    };
-    let mut forecast = config.window.unscale(&mut b, scaled, window.statistics)?;
-    if config.decoder == Decoder::Recurrent && config.window.outputs > 1 {
-        // The framework reports the mean that it feeds back in every column.
-        let outputs = config.window.outputs;
-        forecast = blocks::expand(&mut b, Operand::Value(forecast), 3, outputs)?;
-        let shape = [Dim::BATCH, horizon.into(), outputs.into()];
-        forecast = blocks::reshape(&mut b, forecast, &shape)?;
+        Decoder::Recurrent => {
+            let scaled = config.unrolled(&mut b, &window, horizon)?;
+            config.report(&mut b, scaled, window.statistics, horizon, channels.clone())?;
+            config.stepwise(&mut b, &channels)?;
+        }
     }
-    b.output("forecast", forecast, channels);
     b.finish()
 }
 
@@ -207,14 +214,9 @@ impl RecurrentConfig {
         Ok(y)
     }
 
-    /// The window, then step after step. Targets meet the exogenous columns of the step they
+    /// The window as the recurrence takes it. Targets meet the exogenous columns of the step they
     /// predict, so those are shifted by one; historic columns are 0 where they are not known.
-    fn unrolled(
-        &self,
-        b: &mut PlanBuilder,
-        window: &Window,
-        horizon: usize,
-    ) -> Result<ValueId, PlanError> {
+    fn shifted(&self, b: &mut PlanBuilder, window: &Window) -> Result<(ValueId, Ahead), PlanError> {
         let WindowConfig { context, historic, .. } = self.window;
         b.scope("hist_encoder");
         let unknown = if historic > 0 { Some(zeros(b, &[1, historic])?) } else { None };
@@ -231,7 +233,18 @@ impl RecurrentConfig {
         };
         let statics = repeat_statics(b, window.statics, context)?;
         let x = join(b, &[Some(window.target), known, statics, past])?;
-        let now = repeat_statics(b, window.statics, 1)?;
+        Ok((x, Ahead { historic: unknown, statics: repeat_statics(b, window.statics, 1)? }))
+    }
+
+    /// The window, then step after step, `[B, horizon, 1]` of the scaled target.
+    fn unrolled(
+        &self,
+        b: &mut PlanBuilder,
+        window: &Window,
+        horizon: usize,
+    ) -> Result<ValueId, PlanError> {
+        let context = self.window.context;
+        let (x, ahead) = self.shifted(b, window)?;
         let mut stack = self.stack(b, x);
         stack.keep = Keep::Last(1);
         stack.finals = horizon > 1;
@@ -244,11 +257,11 @@ impl RecurrentConfig {
                 break;
             }
             b.scope(format!("step{}", step + 1));
-            let ahead = match window.future {
+            let future = match window.future {
                 Some(x) => Some(blocks::slice(b, x, 1, context + step + 1, 1)?),
                 None => None,
             };
-            stack.x = join(b, &[Some(target), unknown, now, ahead])?;
+            stack.x = join(b, &[Some(target), ahead.historic, ahead.statics, future])?;
             stack.initial = Initial::Values(values[1..].to_vec());
             stack.finals = step + 2 < horizon;
         }
@@ -256,6 +269,84 @@ impl RecurrentConfig {
             return Ok(one);
         }
         blocks::concat(b, &results, 1)
+    }
+
+    /// The entries `prefill` and `step`, which carry the state in slots.
+    fn stepwise(&self, b: &mut PlanBuilder, channels: &[Channel]) -> Result<(), PlanError> {
+        let WindowConfig { historic, future, statics, scaler, .. } = self.window;
+        let slots = self.cell.cell().states().iter().map(|&kind| {
+            let (name, width) = match kind {
+                StateKind::Hidden => ("hidden", self.width()),
+                _ => ("cell", self.hidden),
+            };
+            b.state(name, kind, &[self.layers, width])
+        });
+        let states = Some(RnnStates { slots: slots.collect(), write: true });
+
+        b.begin(EntryKind::Prefill);
+        let window = self.window.begin(b, 1, false)?;
+        let (x, _) = self.shifted(b, &window)?;
+        let keep = Keep::Last(1);
+        let stack = RnnStack { keep, states: states.clone(), ..self.stack(b, x) };
+        let y = b.one(stack)?;
+        let target = self.feedback(b, y)?;
+        self.report(b, target, window.statistics, 1, channels.to_vec())?;
+        b.output("feedback", target, Vec::new());
+        for (name, statistics) in
+            [("statistics", window.statistics), ("futr_statistics", window.future_statistics)]
+        {
+            if let Some(statistics) = statistics {
+                b.output(name, statistics, Vec::new());
+            }
+        }
+
+        b.begin(EntryKind::Step);
+        let input = |b: &mut PlanBuilder, name: &str, shape: &[usize]| {
+            let shape: Vec<Dim> =
+                std::iter::once(Dim::BATCH).chain(shape.iter().map(|&n| n.into())).collect();
+            let there = shape.iter().all(|dim| *dim != Dim::Fixed(0));
+            there.then(|| b.input(name, DType::F32, &shape))
+        };
+        let target = input(b, "feedback", &[1, 1]);
+        let x = input(b, "futr_exog", &[1, future]);
+        let fixed = input(b, "stat_exog", &[statics]);
+        let scaled = usize::from(scaler != WindowScaler::Identity);
+        let statistics = input(b, "statistics", &[2, scaled]);
+        let of_future = input(b, "futr_statistics", &[2, scaled * future]);
+        let x = match x {
+            Some(x) => Some(self.window.scale_by(b, x, of_future)?),
+            None => None,
+        };
+        let unknown = if historic > 0 { Some(zeros(b, &[1, historic])?) } else { None };
+        let fixed = repeat_statics(b, fixed, 1)?;
+        let x = join(b, &[target, unknown, fixed, x])?;
+        let stack = RnnStack { initial: Initial::Slots, states, ..self.stack(b, x) };
+        let y = b.one(stack)?;
+        let target = self.feedback(b, y)?;
+        self.report(b, target, statistics, 1, channels.to_vec())?;
+        b.output("feedback", target, Vec::new());
+        Ok(())
+    }
+
+    /// The output `forecast` of the fed-back target `[B, horizon, 1]`: in the target's units, and
+    /// in every column the same, as the framework reports it.
+    fn report(
+        &self,
+        b: &mut PlanBuilder,
+        target: ValueId,
+        statistics: Option<ValueId>,
+        horizon: usize,
+        channels: Vec<Channel>,
+    ) -> Result<(), PlanError> {
+        let mut forecast = self.window.unscale(b, target, statistics)?;
+        let outputs = self.window.outputs;
+        if outputs > 1 {
+            forecast = blocks::expand(b, Operand::Value(forecast), 3, outputs)?;
+            let shape = [Dim::BATCH, horizon.into(), outputs.into()];
+            forecast = blocks::reshape(b, forecast, &shape)?;
+        }
+        b.output("forecast", forecast, channels);
+        Ok(())
     }
 
     /// The outputs of a step, or their mean: what is reported and fed back, `[B, 1, 1]`.
@@ -272,6 +363,14 @@ impl RecurrentConfig {
         }
         b.one(Pool { x: y, axis: 2, kernel: None, kind: PoolKind::Mean })
     }
+}
+
+/// What a step takes beside the target and the future columns.
+struct Ahead {
+    /// Historic columns, which are not known, `[B, 1, X]` zeros.
+    historic: Option<ValueId>,
+    /// `[B, 1, S]`.
+    statics: Option<ValueId>,
 }
 
 /// Static columns `[B, S]` at each of `steps` steps, `[B, steps, S]`.

@@ -5,7 +5,8 @@
 
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
-    Binary, BinaryKind, Center, Denormalize, Normalize, Operand, Ramp, Scaler, Spread, ZeroSpread,
+    Binary, BinaryKind, Center, Denormalize, Normalize, Operand, Ramp, Scaler, Spread, UnaryKind,
+    ZeroSpread,
 };
 use neural_forecast_runtime::plan::{Context, DType, Dim, PlanBuilder, ValueId};
 use serde::{Deserialize, Serialize};
@@ -111,6 +112,8 @@ pub(crate) struct Window {
     pub statics: Option<ValueId>,
     /// Shift and scale of the target, `[B, 2, 1]`.
     pub statistics: Option<ValueId>,
+    /// Shift and scale of the future columns, `[B, 2, F]`.
+    pub future_statistics: Option<ValueId>,
 }
 
 impl WindowConfig {
@@ -175,6 +178,7 @@ impl WindowConfig {
             future: future.map(|(x, _)| x),
             statics,
             statistics,
+            future_statistics: future.and_then(|(_, statistics)| statistics),
         })
     }
 
@@ -225,6 +229,24 @@ impl WindowConfig {
             weights.insert(made, &[1], &[value]);
         }
         Ok(())
+    }
+
+    /// Scales `x` `[B, T, C]` by statistics `[B, 2, C]` of a window before it.
+    pub(crate) fn scale_by(
+        &self,
+        b: &mut PlanBuilder,
+        x: ValueId,
+        statistics: Option<ValueId>,
+    ) -> Result<ValueId, PlanError> {
+        let Some(statistics) = statistics else { return Ok(x) };
+        let (shift, scale) = blocks::shift_and_scale(b, statistics)?;
+        let x = blocks::binary(b, x, BinaryKind::Subtract, shift)?;
+        let x = blocks::binary(b, x, BinaryKind::Divide, scale)?;
+        match self.scaler {
+            WindowScaler::MinMax1 => blocks::affine(b, x, 2.0, -1.0),
+            WindowScaler::Invariant => blocks::unary(b, x, UnaryKind::Asinh),
+            _ => Ok(x),
+        }
     }
 
     /// Scales columns; gives their statistics too.
