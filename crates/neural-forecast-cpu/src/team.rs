@@ -24,7 +24,7 @@ pub const WORKERS_MAX: usize = 64;
 const IDLE_SPIN: Duration = Duration::from_micros(50);
 /// Polls at a barrier before the thread offers its core to others. A step of a recurrence is a few
 /// microseconds; a wait this long means that the other worker is not running.
-const BARRIER_POLLS: u32 = 20_000;
+const BARRIER_POLLS: u32 = 500;
 
 /// A value alone on its pair of cache lines.
 #[repr(align(128))]

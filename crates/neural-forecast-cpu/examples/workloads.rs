@@ -1,0 +1,240 @@
+//! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example workloads
+//! [name] [--bf16] [--threads N]`. Random weights; p50 and minimum of repeated runs, input in host
+//! memory to result in host memory.
+//!
+//! For tuning this crate; the project's benchmarks compare with peers.
+
+use neural_forecast_cpu::{CpuDevice, CpuOptions};
+use neural_forecast_runtime::MemoryWeights;
+use neural_forecast_runtime::device::{
+    Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Run,
+};
+use neural_forecast_runtime::ops::{
+    Activation, AttentionLayer, Cell, FeedForward, Initial, Keep, Linear, NormKind, NormPlacement,
+    NormWeights, Op, Product, Reshape, RnnStack, RnnWeights, Stack, Sublayer, SublayerKind,
+};
+use neural_forecast_runtime::plan::{Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, WeightId};
+use std::time::{Duration, Instant};
+
+type Failure = Box<dyn std::error::Error>;
+
+struct Build {
+    plan: PlanBuilder,
+    weights: MemoryWeights,
+    count: usize,
+    state: u64,
+}
+
+impl Build {
+    fn float(&mut self) -> f32 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn weight(&mut self, shape: &[usize]) -> WeightId {
+        let name = format!("w{}", self.count);
+        self.count += 1;
+        let scale = 1.0 / (shape.last().copied().unwrap_or(1) as f32).sqrt();
+        let n = shape.iter().product();
+        let values: Vec<f32> = (0..n).map(|_| self.float() * scale).collect();
+        self.weights.insert(name.clone(), shape, &values);
+        self.plan.weight(name, shape)
+    }
+
+    fn product(&mut self, n: usize, k: usize) -> Product {
+        Product { weight: self.weight(&[n, k]), bias: Some(self.weight(&[n])) }
+    }
+
+    fn norm(&mut self, d: usize) -> NormWeights {
+        let (weight, bias) = (Some(self.weight(&[d])), Some(self.weight(&[d])));
+        NormWeights { kind: NormKind::Layer, weight, weight_offset: 1.0, bias, eps: 1e-5 }
+    }
+}
+
+fn start(name: &str, steps: usize) -> Build {
+    let mut plan = PlanBuilder::new(name, Context::Fixed(steps));
+    plan.begin(EntryKind::Full);
+    Build { plan, weights: MemoryWeights::new(), count: 0, state: 42 }
+}
+
+fn lstm(
+    name: &str,
+    (steps, features): (usize, usize),
+    (layers, d): (usize, usize),
+    out: usize,
+    directions: usize,
+) -> Result<(Plan, MemoryWeights), Failure> {
+    let mut b = start(name, steps);
+    let x = b.plan.input("x", DType::F32, &[Dim::BATCH, steps.into(), features.into()]);
+    let mut stack = Vec::new();
+    for l in 0..layers {
+        let k = if l == 0 { features } else { directions * d };
+        let mut layer = Vec::new();
+        for _ in 0..directions {
+            layer.push(RnnWeights {
+                w_ih: b.weight(&[4 * d, k]),
+                w_hh: b.weight(&[4 * d, d]),
+                b_ih: Some(b.weight(&[4 * d])),
+                b_hh: Some(b.weight(&[4 * d])),
+                w_hr: None,
+            });
+        }
+        stack.push(layer);
+    }
+    let h = b.plan.one(RnnStack {
+        x,
+        cell: Cell::Lstm,
+        hidden: d,
+        projection: None,
+        layers: stack,
+        initial: Initial::Zero,
+        states: None,
+        keep: Keep::Last(1),
+        finals: false,
+    })?;
+    finish(b, h, directions * d, out)
+}
+
+fn transformer(
+    name: &str,
+    (steps, features): (usize, usize),
+    (layers, d, heads, ff): (usize, usize, usize, usize),
+    out: usize,
+) -> Result<(Plan, MemoryWeights), Failure> {
+    let mut b = start(name, steps);
+    let x = b.plan.input("x", DType::F32, &[Dim::BATCH, steps.into(), features.into()]);
+    let embed = b.product(d, features);
+    let x = b.plan.one(Linear::new(x, embed.weight).bias(embed.bias))?;
+    let mut stack = Vec::new();
+    for _ in 0..layers {
+        let head = d / heads;
+        let attention = AttentionLayer {
+            query: b.product(d, d),
+            key: b.product(d, d),
+            value: b.product(d, d),
+            output: b.product(d, d),
+            heads,
+            head,
+            scale: 1.0 / (head as f32).sqrt(),
+            causal: false,
+            bias: None,
+            rope: None,
+            qk_norm: None,
+            per_dim_scale: None,
+        };
+        let norms = [b.norm(d), b.norm(d)];
+        let forward = FeedForward {
+            up: b.product(ff, d),
+            gate: None,
+            down: b.product(d, ff),
+            activation: Activation::Gelu,
+        };
+        stack.push(vec![
+            Sublayer {
+                kind: SublayerKind::SelfAttention(attention),
+                norm: NormPlacement::Pre(norms[0]),
+            },
+            Sublayer { kind: SublayerKind::FeedForward(forward), norm: NormPlacement::Pre(norms[1]) },
+        ]);
+    }
+    let stack = Stack { keep: Keep::Last(1), ..Stack::new(x, stack) };
+    let h = b.plan.one(Op::EncoderStack(stack))?;
+    finish(b, h, d, out)
+}
+
+fn finish(
+    mut b: Build,
+    h: neural_forecast_runtime::plan::ValueId,
+    width: usize,
+    out: usize,
+) -> Result<(Plan, MemoryWeights), Failure> {
+    let flat = b.plan.one(Reshape { x: h, shape: vec![Dim::BATCH, width.into()] })?;
+    let head = b.product(out, width);
+    let y = b.plan.one(Linear::new(flat, head.weight).bias(head.bias))?;
+    b.plan.output("y", y, Vec::new());
+    Ok((b.plan.finish()?, b.weights))
+}
+
+fn measure(
+    device: &CpuDevice,
+    precision: Precision,
+    (plan, weights): &(Plan, MemoryWeights),
+    (steps, features): (usize, usize),
+    batch: usize,
+) -> Result<(), Failure> {
+    let options = LoadOptions { precision, ..LoadOptions::default() };
+    let mut resident = device.load(plan, weights, &options)?;
+    let bucket = Bucket { batch, length: steps };
+    let request = Request { entry: EntryKind::Full, bucket, class: KernelClass::Latency };
+    let mut program = resident.compile(request)?;
+    let x: Vec<f32> = (0..batch * steps * features).map(|i| ((i * 37) as f32).sin()).collect();
+    let mut y = vec![0.0; program.info().output_elements[0].0];
+    let mut once = |program: &mut Box<dyn Program>| -> Result<Duration, Failure> {
+        let start = Instant::now();
+        program.write(0, Data::F32(&x));
+        program.submit(&Run { rows: batch, ..Run::default() })?;
+        program.wait()?;
+        program.read(0, &mut y)?;
+        Ok(start.elapsed())
+    };
+    for _ in 0..3 {
+        once(&mut program)?;
+    }
+    let (mut times, begin) = (Vec::new(), Instant::now());
+    while times.len() < 2000 && begin.elapsed() < Duration::from_millis(1500) {
+        times.push(once(&mut program)?);
+    }
+    times.sort();
+    let us = |d: Duration| d.as_secs_f64() * 1e6;
+    let flops = program.info().flops as f64;
+    let (p50, least) = (us(times[times.len() / 2]), us(times[0]));
+    println!(
+        "{:18} {:5} B {batch:4}  p50 {p50:11.1} µs  min {least:11.1} µs  {:7.1} GFLOP/s",
+        plan.name,
+        precision.name(),
+        flops / p50 / 1e3
+    );
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let precision =
+        if arguments.iter().any(|a| a == "--bf16") { Precision::Bf16 } else { Precision::F32 };
+    let threads = arguments.iter().position(|a| a == "--threads");
+    let threads = threads.and_then(|i| arguments.get(i + 1)?.parse().ok());
+    let device = CpuDevice::new(CpuOptions { threads, isa: None })?;
+    let wanted = |name: &str| {
+        let named = arguments.first().filter(|a| !a.starts_with("--"));
+        named.is_none_or(|a| name.starts_with(a.as_str()))
+    };
+    println!("{} x {}", device.isa().name(), device.threads());
+    let recurrent: [(&str, (usize, usize), (usize, usize), usize, usize, &[usize]); 5] = [
+        ("lstm_a", (50, 100), (2, 100), 1, 1, &[1]),
+        ("lstm_b", (100, 250), (3, 200), 1, 1, &[1]),
+        ("lstm_c", (100, 500), (4, 1000), 1, 1, &[1]),
+        ("lstm_guide_128", (100, 10), (2, 128), 10, 2, &[1, 32, 512]),
+        ("lstm_guide_256", (100, 10), (2, 256), 10, 2, &[1, 32]),
+    ];
+    for (name, input, shape, out, directions, batches) in recurrent {
+        if wanted(name) {
+            let model = lstm(name, input, shape, out, directions)?;
+            for &batch in batches {
+                measure(&device, precision, &model, input, batch)?;
+            }
+        }
+    }
+    let encoders: [(&str, (usize, usize), (usize, usize, usize, usize), &[usize]); 2] = [
+        ("transformer_small", (64, 16), (3, 128, 8, 256), &[1, 32, 512]),
+        ("transformer_guide", (512, 768), (6, 768, 12, 3072), &[1]),
+    ];
+    for (name, input, shape, batches) in encoders {
+        if wanted(name) {
+            let model = transformer(name, input, shape, 10)?;
+            for &batch in batches {
+                measure(&device, precision, &model, input, batch)?;
+            }
+        }
+    }
+    Ok(())
+}
