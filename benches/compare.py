@@ -3,7 +3,7 @@
 
   compare.py --peers PEERS.PY --binary NEURAL-FORECAST [--rounds 5] [--workload lstm_a] [--precision f32]
 
-Rounds alternate: peers, then ours, then peers again, so that a machine that slows down slows both.
+Peers and ours alternate, workload by workload, so that a machine that slows down slows both.
 A row of the table is the median over the rounds of ours / best peer of the same round, where the best
 peer is the fastest that ran in that precision; the figures beside it are the medians of p50 in
 microseconds. PEERS.PY prints one JSON object a line; BINARY is the command-line tool, asked for
@@ -18,6 +18,17 @@ import json
 import statistics
 import subprocess
 import sys
+
+
+WORKLOADS = [
+    "lstm_a",
+    "lstm_b",
+    "lstm_c",
+    "lstm_guide_128",
+    "lstm_guide_256",
+    "transformer_small",
+    "transformer_guide",
+]
 
 
 def lines(text):
@@ -39,16 +50,17 @@ def call(command, log, side, number):
 
 def measure(args):
     log = []
-    chosen = [word for name in args.workload for word in ("--workload", name)]
-    batches = [word for batch in args.batch for word in ("--batch", str(batch))]
     threads = ["--threads", str(args.threads)] if args.threads else []
+    batches = [["--batch", str(batch)] for batch in args.batch] or [[]]
     for number in range(args.rounds):
-        peers = [args.python, args.peers, "--device", "cpu"]
-        call(peers + threads + chosen + batches, log, "peers", number)
-        for precision in args.precision:
-            ours = [args.binary, "bench", "--json", "--mode", "full-window"]
-            ours += ["--device", "cpu", "--precision", precision]
-            call(ours + threads + chosen + batches, log, "ours", number)
+        for name in args.workload:
+            chosen = ["--workload", name] + threads
+            peers = [args.python, args.peers, "--device", "cpu"] + chosen
+            call(peers + sum(batches, []), log, "peers", number)
+            for precision in args.precision:
+                ours = [args.binary, "bench", "--json", "--device", "cpu", "--precision", precision]
+                for batch in batches:
+                    call(ours + chosen + batch, log, "ours", number)
     return log
 
 
@@ -118,6 +130,7 @@ def main():
     p.add_argument("--from-log", help="make the table of an earlier run")
     args = p.parse_args()
     args.precision = args.precision or ["f32"]
+    args.workload = args.workload or WORKLOADS
     if args.from_log:
         with open(args.from_log) as file:
             log = lines(file.read())
