@@ -74,6 +74,9 @@ pub struct ForecastArgs {
     /// Never forecast below zero
     #[arg(long)]
     pub non_negative: bool,
+    /// Leave quantiles that cross as the model gives them, instead of sorting them
+    #[arg(long)]
+    pub keep_crossings: bool,
     /// Write the forecasts here instead of standard output (`-`)
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,

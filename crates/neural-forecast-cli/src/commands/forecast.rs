@@ -35,7 +35,7 @@ pub(super) fn run(args: &ForecastArgs) -> Outcome {
         future: future.as_ref(),
         statics: statics.as_ref(),
         non_negative: args.non_negative,
-        ..ForecastRequest::default()
+        repair_crossing: !args.keep_crossings,
     };
     let settings =
         ForecasterOptions { precision: args.run.precision, ..ForecasterOptions::default() };
@@ -46,7 +46,7 @@ pub(super) fn run(args: &ForecastArgs) -> Outcome {
     if let (Some(path), Some(image)) = (&args.plot, image) {
         write_whole(path, &image)?;
     }
-    notes(&frame, &forecast);
+    notes(&frame, &forecast, !args.keep_crossings);
     Ok(())
 }
 
@@ -147,7 +147,7 @@ fn json_object(
 }
 
 /// What the user should know and did not ask, one line each on standard error.
-fn notes(frame: &Frame, forecast: &Forecast) {
+fn notes(frame: &Frame, forecast: &Forecast, sorted: bool) {
     for column in &frame.ignored_columns {
         eprintln!("note: column `{}` is left out: {}", column.name, column.reason);
     }
@@ -166,8 +166,9 @@ fn notes(frame: &Frame, forecast: &Forecast) {
             eprintln!("note: model `{}` was rolled out in {} blocks", run.model, run.blocks);
         }
         if run.crossings > 0 {
+            let done = if sorted { "were sorted" } else { "were left so" };
             eprintln!(
-                "note: model `{}`: quantiles crossed at {} steps and were sorted",
+                "note: model `{}`: quantiles crossed at {} steps and {done}",
                 run.model, run.crossings
             );
         }
