@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use neural_forecast_runtime::device::{Capabilities, Device};
 
+use crate::engine::device_error;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Environment variable that names the device where the caller leaves it to `auto`.
@@ -126,8 +127,8 @@ pub fn list(options: &DeviceOptions) -> Vec<DeviceReport> {
 }
 
 fn open_cpu(options: &DeviceOptions, fallback: Option<String>) -> Result<OpenDevice> {
-    let _ = options;
-    let device = neural_forecast_runtime::reference::ReferenceDevice::new();
+    let cpu = neural_forecast_cpu::CpuOptions { threads: options.threads, ..Default::default() };
+    let device = neural_forecast_cpu::CpuDevice::new(cpu).map_err(device_error)?;
     Ok(OpenDevice { device: Arc::new(device), fallback })
 }
 
