@@ -203,8 +203,11 @@ impl Attention {
             c.expect_value("key_mask", mask, &[rows, keys], "[B, Tk]")?;
         }
         match self.bias {
-            Some(AttentionBias::Relative { table, .. }) => {
+            Some(AttentionBias::Relative { table, bidirectional, .. }) => {
                 let buckets = *c.weight(table).first().unwrap_or(&0);
+                if buckets == 0 || (bidirectional && !buckets.is_multiple_of(2)) {
+                    return Err(c.error(format!("{buckets} buckets of relative positions")));
+                }
                 c.expect_weight("bias", table, &[buckets, self.heads], "[buckets, heads]")?;
             }
             Some(AttentionBias::Weight(bias)) => {
@@ -257,12 +260,10 @@ impl Attention {
     ) -> Result<(Dim, Dim), PlanError> {
         let shape = c.expect_rank(what, columns.value, 3, "[B, T, columns]")?;
         let width = c.fixed(what, shape.last())?;
-        if columns.start + columns.width > width || columns.width == 0 {
-            return Err(c.error(format!(
-                "`{what}` take columns {}..{} of {width}",
-                columns.start,
-                columns.start + columns.width
-            )));
+        let end = columns.start.saturating_add(columns.width);
+        if end > width || columns.width == 0 {
+            let start = columns.start;
+            return Err(c.error(format!("`{what}` take columns {start}..{end} of {width}")));
         }
         Ok((shape[0], shape[1]))
     }
@@ -311,7 +312,7 @@ pub fn relative_bucket(
     }
     let steps = (distance as f32 / exact as f32).ln();
     let range = (max_distance as f64 / exact as f64).ln() as f32;
-    let bucket = exact + (steps / range * (sided - exact) as f32) as usize;
+    let bucket = exact.saturating_add((steps / range * (sided - exact) as f32) as usize);
     first + bucket.min(sided - 1)
 }
 

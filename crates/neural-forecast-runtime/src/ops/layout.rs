@@ -138,7 +138,7 @@ impl Slice {
                 From::Start(start) => start,
                 From::End => 0,
             };
-            if start + m > n {
+            if start.saturating_add(m) > n {
                 return Err(c.error(format!(
                     "takes {m} positions from {start} of axis {}, which has {n}",
                     self.axis

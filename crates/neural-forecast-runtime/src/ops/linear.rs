@@ -130,8 +130,9 @@ impl Linear {
                 let n = *weight.get(1).unwrap_or(&0);
                 let expected = [heads, n, k / heads];
                 c.expect_weight("weight", self.weight, &expected, "[heads, outputs, inputs]")?;
-                *out.last_mut().ok_or_else(|| c.error("`x` is a scalar"))? = Dim::Fixed(heads * n);
-                heads * n
+                let outputs = heads.saturating_mul(n);
+                *out.last_mut().ok_or_else(|| c.error("`x` is a scalar"))? = Dim::Fixed(outputs);
+                outputs
             }
         };
         if let Some(bias) = self.bias {

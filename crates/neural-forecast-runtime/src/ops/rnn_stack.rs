@@ -166,7 +166,7 @@ impl RnnStack {
             for weights in layer {
                 self.check(c, l, weights, inputs)?;
             }
-            inputs = directions * self.width();
+            inputs = self.width().saturating_mul(directions);
         }
         let rows = self.layers.len() * directions;
         let kinds = self.cell.states();
@@ -195,7 +195,8 @@ impl RnnStack {
             return Err(c.error(format!("{:?} carries {} states", self.cell, kinds.len())));
         }
         let time = c.kept(self.keep, x[1])?;
-        let mut shapes = vec![(DType::F32, vec![x[0], time, (directions * self.width()).into()])];
+        let mut shapes =
+            vec![(DType::F32, vec![x[0], time, self.width().saturating_mul(directions).into()])];
         if self.finals {
             shapes.extend(finals.into_iter().map(|shape| (DType::F32, shape)));
         }
@@ -210,6 +211,7 @@ impl RnnStack {
         inputs: usize,
     ) -> Result<(), PlanError> {
         let (d, g) = (self.hidden, self.cell.gates());
+        let rows = d.saturating_mul(g);
         let name = |part: &str| format!("layer {layer} {part}");
         if let Cell::Slstm { heads } = self.cell {
             if heads == 0 || d % heads != 0 || inputs != d {
@@ -221,12 +223,12 @@ impl RnnStack {
             c.expect_weight(&name("w_ih"), w.w_ih, &shape, "[gates, heads, outputs, inputs]")?;
             c.expect_weight(&name("w_hh"), w.w_hh, &shape, "[gates, heads, outputs, inputs]")?;
         } else {
-            c.expect_weight(&name("w_ih"), w.w_ih, &[g * d, inputs], "[gates·D, inputs]")?;
-            c.expect_weight(&name("w_hh"), w.w_hh, &[g * d, self.width()], "[gates·D, width]")?;
+            c.expect_weight(&name("w_ih"), w.w_ih, &[rows, inputs], "[gates·D, inputs]")?;
+            c.expect_weight(&name("w_hh"), w.w_hh, &[rows, self.width()], "[gates·D, width]")?;
         }
         for (part, bias) in [("b_ih", w.b_ih), ("b_hh", w.b_hh)] {
             if let Some(bias) = bias {
-                c.expect_weight(&name(part), bias, &[g * d], "[gates·D]")?;
+                c.expect_weight(&name(part), bias, &[rows], "[gates·D]")?;
             }
         }
         match (self.projection, w.w_hr) {

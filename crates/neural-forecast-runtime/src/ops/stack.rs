@@ -323,14 +323,42 @@ impl AttentionLayer {
         d: usize,
         memory: usize,
     ) -> Result<(), PlanError> {
-        let width = self.heads * self.head;
+        let width = self.heads.saturating_mul(self.head);
         if width == 0 || (self.rope.is_some() && !self.head.is_multiple_of(2)) {
             return Err(c.error(format!("layer {l}: {} heads of {}", self.heads, self.head)));
         }
+        self.check_bias(c, l)?;
         self.query.check(c, &format!("layer {l} query"), width, d)?;
         self.key.check(c, &format!("layer {l} key"), width, memory)?;
         self.value.check(c, &format!("layer {l} value"), width, memory)?;
         self.output.check(c, &format!("layer {l} output"), d, width)
+    }
+
+    /// Bias matrices depend on the lengths and are checked by the attention op when lowered.
+    fn check_bias(&self, c: &ShapeContext<'_>, l: usize) -> Result<(), PlanError> {
+        if let Some(AttentionBias::Relative { table, bidirectional, .. }) = self.bias {
+            let buckets = *c.weight(table).first().unwrap_or(&0);
+            if buckets == 0 || (bidirectional && !buckets.is_multiple_of(2)) {
+                return Err(c.error(format!("layer {l}: {buckets} buckets of relative positions")));
+            }
+            let what = format!("layer {l} bias");
+            c.expect_weight(&what, table, &[buckets, self.heads], "[buckets, heads]")?;
+        }
+        if let Some(norm) = &self.qk_norm {
+            c.expect_weight(
+                &format!("layer {l} qk_norm.query"),
+                norm.query,
+                &[self.head],
+                "[head]",
+            )?;
+            c.expect_weight(&format!("layer {l} qk_norm.key"), norm.key, &[self.head], "[head]")?;
+        }
+        match self.per_dim_scale {
+            Some(scale) => {
+                c.expect_weight(&format!("layer {l} per_dim_scale"), scale, &[self.head], "[head]")
+            }
+            None => Ok(()),
+        }
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {

@@ -3,8 +3,8 @@
 //! Does not optimise: fusion and lowering rewrite finished plans.
 
 use super::{
-    Channel, Context, DType, Dim, Entry, EntryKind, Input, Output, Plan, State, StateId, StateKind,
-    Step, Value, ValueId, Weight, WeightId,
+    Channel, Context, DType, Dim, ELEMENTS_MAX, Entry, EntryKind, Input, Output, Plan, State,
+    StateId, StateKind, Step, Value, ValueId, Weight, WeightId,
 };
 use crate::error::PlanError;
 use crate::ops::{Op, ShapeContext};
@@ -125,6 +125,22 @@ impl PlanBuilder {
     /// Ends the open entry and returns the plan.
     pub fn finish(mut self) -> Result<Plan, PlanError> {
         self.end();
+        let place = || format!("plan `{}`", self.plan.name);
+        let too_many = |what: &str, name: &str, shape: &dyn std::fmt::Debug| {
+            let message = format!("{what} `{name}` of shape {shape:?} is too large");
+            Err(PlanError::new(place(), message))
+        };
+        for weight in &self.plan.weights {
+            if weight.elements() > ELEMENTS_MAX {
+                return too_many("weight", &weight.name, &weight.shape);
+            }
+        }
+        for state in &self.plan.states {
+            let elements = state.shape.iter().fold(1, |count: usize, &n| count.saturating_mul(n));
+            if elements > ELEMENTS_MAX {
+                return too_many("state", &state.name, &state.shape);
+            }
+        }
         for (i, entry) in self.plan.entries.iter().enumerate() {
             if self.plan.entries[..i].iter().any(|e| e.kind == entry.kind) {
                 let place = format!("plan `{}`", self.plan.name);

@@ -50,10 +50,12 @@ impl Dim {
     pub fn at(self, bucket: Bucket) -> usize {
         match self {
             Dim::Fixed(n) => n,
-            Dim::Batch(factor) => bucket.batch * factor,
+            Dim::Batch(factor) => bucket.batch.saturating_mul(factor),
             Dim::Length(d) => {
-                let quotient = (bucket.length as isize + d.shift).div_euclid(d.stride as isize);
-                (d.times as isize * quotient + d.offset).max(0) as usize
+                let stride = signed(d.stride).max(1);
+                let quotient = signed(bucket.length).saturating_add(d.shift).div_euclid(stride);
+                let scaled = signed(d.times).saturating_mul(quotient);
+                scaled.saturating_add(d.offset).max(0) as usize
             }
         }
     }
@@ -71,14 +73,16 @@ impl Dim {
         match self {
             Dim::Fixed(m) => m.checked_add_signed(n).map(Dim::Fixed),
             Dim::Batch(_) => None,
-            Dim::Length(d) => Some(Dim::Length(LengthDim { offset: d.offset + n, ..d })),
+            Dim::Length(d) => {
+                Some(Dim::Length(LengthDim { offset: d.offset.checked_add(n)?, ..d }))
+            }
         }
     }
 
     /// The sum of two dimensions, where one of them is fixed.
     pub fn sum(self, other: Dim) -> Option<Dim> {
         match (self, other) {
-            (a, Dim::Fixed(n)) | (Dim::Fixed(n), a) => a.plus(n as isize),
+            (a, Dim::Fixed(n)) | (Dim::Fixed(n), a) => a.plus(isize::try_from(n).ok()?),
             _ => None,
         }
     }
@@ -87,10 +91,10 @@ impl Dim {
     pub fn times(self, n: usize) -> Option<Dim> {
         match self {
             Dim::Fixed(m) => m.checked_mul(n).map(Dim::Fixed),
-            Dim::Batch(f) => Some(Dim::Batch(f * n)),
+            Dim::Batch(f) => f.checked_mul(n).map(Dim::Batch),
             Dim::Length(d) => Some(Dim::Length(LengthDim {
-                times: d.times * n,
-                offset: d.offset * n as isize,
+                times: d.times.checked_mul(n)?,
+                offset: d.offset.checked_mul(isize::try_from(n).ok()?)?,
                 ..d
             })),
         }
@@ -104,11 +108,13 @@ impl Dim {
         }
         match self {
             Dim::Fixed(n) => {
-                let quotient = (n as isize + shift).div_euclid(stride as isize);
-                usize::try_from(quotient + offset).ok().map(Dim::Fixed)
+                let shifted = isize::try_from(n).ok()?.checked_add(shift)?;
+                let quotient = shifted.div_euclid(isize::try_from(stride).ok()?);
+                usize::try_from(quotient.checked_add(offset)?).ok().map(Dim::Fixed)
             }
             Dim::Length(LengthDim { times: 1, shift: s, stride: 1, offset: o }) => {
-                Some(Dim::Length(LengthDim { times: 1, shift: s + o + shift, stride, offset }))
+                let shift = s.checked_add(o)?.checked_add(shift)?;
+                Some(Dim::Length(LengthDim { times: 1, shift, stride, offset }))
             }
             _ => None,
         }
@@ -146,9 +152,14 @@ impl fmt::Debug for Dim {
     }
 }
 
-/// The element count of a shape in a bucket.
+/// A size as a signed number; sizes that are not representable are larger than any memory.
+fn signed(n: usize) -> isize {
+    isize::try_from(n).unwrap_or(isize::MAX)
+}
+
+/// The element count of a shape in a bucket; `usize::MAX` where it is more than that.
 pub fn elements(shape: &[Dim], bucket: Bucket) -> usize {
-    shape.iter().map(|d| d.at(bucket)).product()
+    shape.iter().fold(1, |count: usize, dim| count.saturating_mul(dim.at(bucket)))
 }
 
 /// The numbers of a shape in a bucket.

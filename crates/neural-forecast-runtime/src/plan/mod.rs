@@ -13,6 +13,10 @@ pub use dim::{Bucket, Dim, LengthDim, elements, sizes};
 
 use crate::ops::Op;
 
+/// Most elements of a value or weight: 4 TiB of f32, so that byte counts and sums of them cannot
+/// overflow.
+pub const ELEMENTS_MAX: usize = 1 << 40;
+
 /// A value of an entry: an input, or the result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub(crate) u32);
@@ -76,6 +80,13 @@ pub struct Weight {
     /// Empty for a weight that the source holds under `name`; else the weights of the source that
     /// are concatenated along the first axis (the fusion pass makes Q, K and V one product so).
     pub parts: Vec<String>,
+}
+
+impl Weight {
+    /// Number of elements; `usize::MAX` where it is more than that.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().fold(1, |count: usize, &n| count.saturating_mul(n))
+    }
 }
 
 /// What a state slot holds. Typed, so that an exported state can be checked before it is imported.
@@ -241,6 +252,15 @@ impl Entry {
     /// # Errors
     /// The first step that does not fit, with what it needs and what the bucket gives it.
     pub fn check_bucket(&self, bucket: Bucket) -> Result<(), crate::PlanError> {
+        for value in &self.values {
+            let elements = elements(&value.shape, bucket);
+            if elements > ELEMENTS_MAX {
+                let place = format!("value `{}` in {bucket:?}", value.name);
+                let message =
+                    format!("has {elements} elements, at most {ELEMENTS_MAX} are possible");
+                return Err(crate::PlanError::new(place, message));
+            }
+        }
         for step in &self.steps {
             if let Some(message) = step.op.misfit(self, bucket) {
                 let place = format!("op `{}` ({}) in {bucket:?}", step.op.name(), step.label);
@@ -320,7 +340,7 @@ impl Plan {
 
     /// Number of trained parameters.
     pub fn parameters(&self) -> usize {
-        self.weights.iter().map(|w| w.shape.iter().product::<usize>()).sum()
+        self.weights.iter().map(Weight::elements).fold(0, usize::saturating_add)
     }
 
     /// The smallest length bucket that holds a context of `length` steps; `None` if it is too long.
@@ -332,17 +352,21 @@ impl Plan {
                 if length > max {
                     return None;
                 }
-                let mut bucket = multiple.max(1);
+                let multiple = multiple.max(1);
+                let largest = max.checked_next_multiple_of(multiple)?;
+                let mut bucket = multiple;
                 while bucket < length {
-                    bucket *= 2;
+                    bucket = bucket.saturating_mul(2);
                 }
-                Some(bucket.min(max.next_multiple_of(multiple.max(1))))
+                Some(bucket.min(largest))
             }
         }
     }
 
     /// The smallest batch bucket for `rows`: powers of two up to `largest`, then `largest` itself.
     pub fn batch_bucket(rows: usize, largest: usize) -> usize {
-        rows.max(1).next_power_of_two().min(largest.max(1))
+        let largest = largest.max(1);
+        let power = rows.clamp(1, largest).checked_next_power_of_two();
+        power.map_or(largest, |power| power.min(largest))
     }
 }
