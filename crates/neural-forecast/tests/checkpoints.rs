@@ -134,6 +134,17 @@ fn names_scores_and_series_are_read() {
 }
 
 #[test]
+fn equal_aliases_are_numbered_as_the_framework_does() {
+    let mut files = files_of("nf_local_standard");
+    for number in [1, 2] {
+        files.push((format!("LSTM_{number}.safetensors"), bytes_of(LSTM)));
+    }
+    let checkpoint = open_files(&files).unwrap();
+    let aliases: Vec<&str> = checkpoint.models.iter().map(|model| model.alias.as_str()).collect();
+    assert_eq!(aliases, ["LSTM", "LSTM1", "LSTM2"]);
+}
+
+#[test]
 fn quantiles_keep_the_networks_order() {
     let checkpoint = Checkpoint::open(fixture("nf_lstm/checkpoint")).unwrap();
     let network = checkpoint.models.iter().find(|m| m.outputs.len() > 1).unwrap();
@@ -471,9 +482,14 @@ fn native_files_are_checked_like_others() {
     refused(&missing, checkpoint, &["metadata `neural_forecast.series` is missing"]);
     let error = saved.save(99, &path).unwrap_err();
     check_error(&error, ErrorKind::Usage, &["network 99 of"]);
-    let scaled = Checkpoint::open(fixture("nf_local_standard/checkpoint")).unwrap();
-    let error = scaled.save(0, &path).unwrap_err();
-    check_error(&error, ErrorKind::Unsupported, &["local scaler"]);
+    let scored = Checkpoint::open(fixture("nf_conformal_error/checkpoint")).unwrap();
+    let error = scored.save(0, &path).unwrap_err();
+    check_error(&error, ErrorKind::Unsupported, &["conformal scores"]);
+    let scaled = Checkpoint::open(fixture("nf_exog_local/checkpoint")).unwrap();
+    scaled.save(0, &path).unwrap();
+    let read = Checkpoint::open(&path).unwrap();
+    let kinds = [read.local_scaler.unwrap().kind, read.static_scaler.unwrap().kind];
+    assert_eq!(kinds, ["standard", "minmax"]);
 }
 
 #[test]

@@ -133,8 +133,8 @@ impl Checkpoint {
     /// been dropped.
     ///
     /// # Errors
-    /// Usage: there is no such network. Unsupported: the checkpoint has local scalers or conformal
-    /// scores, which the format cannot hold. Io.
+    /// Usage: there is no such network. Unsupported: the checkpoint has conformal scores, which the
+    /// format cannot hold. Io.
     pub fn save(&self, model: usize, path: impl AsRef<Path>) -> Result<()> {
         let network = self
             .models

@@ -3,8 +3,8 @@
 //! | metadata | what |
 //! |---|---|
 //! | `neural_forecast.format_version` | `1` |
-//! | `neural_forecast.network` | JSON: alias, architecture, loss, outputs, feedback, exogenous columns, start padding, definition |
-//! | `neural_forecast.series` | JSON: frequency, names of the id, time and target columns |
+//! | `neural_forecast.network` | JSON: names, outputs, exogenous columns, definition |
+//! | `neural_forecast.series` | JSON: frequency, column names, local and static scaler |
 //! | `neural_forecast.training` | JSON object of strings, free: data, steps, date, scores |
 //!
 //! Tensors are the weights of the plan that the definition builds, under its names and in its
@@ -25,10 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use super::safetensors::{self, ElementType, Header, TensorToWrite};
 use super::tagged::wrong;
-use super::{Checkpoint, Format};
+use super::{Checkpoint, Format, LocalScaler};
 use crate::calendar::Frequency;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Definition, Exogenous, Network, OutputColumn};
+use crate::scale::ScalerKind;
 use crate::weights::{Bytes, Weights};
 
 /// Metadata key of the version; a file that has it is of this format.
@@ -74,6 +75,12 @@ struct Series {
     id_column: String,
     time_column: String,
     target_column: String,
+    /// Scalers by name; they are fitted to the series that are forecast, so statistics are not
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    local_scaler: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    static_scaler: Option<String>,
 }
 
 /// Reads a file whose header says that it is of this format.
@@ -102,14 +109,20 @@ pub(crate) fn read(header: &Header, bytes: Arc<dyn Bytes>) -> Result<Checkpoint>
         time_column: series.time_column,
         target_column: series.target_column,
         horizon,
-        local_scaler: None,
-        static_scaler: None,
+        local_scaler: scaler(series.local_scaler)?,
+        static_scaler: scaler(series.static_scaler)?,
         conformal: None,
         ids: Vec::new(),
         format: Format::Native,
         training,
         hash: String::new(),
     })
+}
+
+fn scaler(name: Option<String>) -> Result<Option<LocalScaler>> {
+    let Some(name) = name else { return Ok(None) };
+    let kind: ScalerKind = name.parse()?;
+    Ok(Some(LocalScaler { kind: kind.as_str().to_owned(), statistics: BTreeMap::new() }))
 }
 
 fn parse<'a, T: Deserialize<'a>>(header: &'a Header, key: &str) -> Result<T> {
@@ -198,8 +211,8 @@ fn check_network(
 /// The bytes of a file that holds one network of a checkpoint.
 ///
 /// # Errors
-/// Unsupported: local scalers or conformal scores, which the format has no place for. Usage: the
-/// network's weights were dropped.
+/// Unsupported: conformal scores, which the format has no place for. Usage: the network's weights
+/// were dropped.
 pub(crate) fn write(checkpoint: &Checkpoint, network: &Network) -> Result<Vec<u8>> {
     let mut file = header(checkpoint, network)?;
     for weight in &network.plan.weights {
@@ -212,13 +225,8 @@ pub(crate) fn write(checkpoint: &Checkpoint, network: &Network) -> Result<Vec<u8
 
 /// Everything before the tensors.
 fn header(checkpoint: &Checkpoint, network: &Network) -> Result<Vec<u8>> {
-    let unsaved = [
-        (checkpoint.local_scaler.is_some(), "a local scaler"),
-        (checkpoint.static_scaler.is_some(), "a static scaler"),
-        (checkpoint.conformal.is_some(), "conformal scores"),
-    ];
-    if let Some((_, what)) = unsaved.iter().find(|(there, _)| *there) {
-        let message = format!("the checkpoint has {what}, which format {CURRENT} cannot hold");
+    if checkpoint.conformal.is_some() {
+        let message = format!("conformal scores, which format {CURRENT} cannot hold");
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let outputs = network.outputs.iter().map(|output| {
@@ -245,6 +253,8 @@ fn header(checkpoint: &Checkpoint, network: &Network) -> Result<Vec<u8>> {
         id_column: checkpoint.id_column.clone(),
         time_column: checkpoint.time_column.clone(),
         target_column: checkpoint.target_column.clone(),
+        local_scaler: checkpoint.local_scaler.as_ref().map(|scaler| scaler.kind.clone()),
+        static_scaler: checkpoint.static_scaler.as_ref().map(|scaler| scaler.kind.clone()),
     };
     let mut metadata = BTreeMap::new();
     metadata.insert(VERSION.to_owned(), CURRENT.to_owned());

@@ -47,12 +47,18 @@ pub(crate) fn read(folder: &Folder) -> Result<Checkpoint> {
     names.retain(|name| {
         name.ends_with(".safetensors") && ![CONFIGURATION_TENSORS, DATASET_TENSORS].contains(name)
     });
+    let mut aliases = BTreeMap::new();
     for name in names {
         let bytes = folder.bytes(name)?;
         // The file's name is the alias and a counter of equal aliases.
         let stem = name.trim_end_matches(".safetensors");
         let alias = stem.rsplit_once('_').map_or(stem, |(alias, _)| alias);
-        let network = network(alias, bytes).with_context(|| folder.display(name))?;
+        let mut network = network(alias, bytes).with_context(|| folder.display(name))?;
+        // The framework numbers the columns of equal aliases from the second on.
+        let number = aliases.entry(alias).and_modify(|n| *n += 1).or_insert(0_usize);
+        if *number > 0 {
+            network.alias.push_str(&number.to_string());
+        }
         checkpoint.models.push(network);
     }
     if checkpoint.models.is_empty() {
