@@ -12,9 +12,11 @@ use crate::team::{Team, TeamError, Worker};
 use crate::vecmath;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Work below this many floating-point operations or elements stays on the calling thread: waking
-/// a sleeping worker takes tens of microseconds.
-const SHARED_WORK_MIN: usize = 1 << 17;
+/// Elements below which work stays on the calling thread: waking a sleeping worker takes tens of
+/// microseconds, and a thousand elements take about one.
+const SHARED_ELEMENTS_MIN: usize = 1 << 16;
+/// Multiply-adds that take as long as one element.
+const PRODUCTS_PER_ELEMENT: usize = 32;
 
 /// A team with what each worker needs. Calls from several threads take turns.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl SliceKernels {
         }
         let packed = Packed::from_terms(self.isa, b, (n, k));
         let (x, y) = (Shared(a.as_ptr().cast_mut()), Shared(c.as_mut_ptr()));
-        let work = m.saturating_mul(n).saturating_mul(2 * k);
+        let work = m.saturating_mul(n).saturating_mul(k) / PRODUCTS_PER_ELEMENT;
         self.run(work, |worker| {
             let (x, y) = (&x, &y);
             let gemm = Gemm::new(x.0.cast_const(), m, &packed, y.0);
@@ -173,7 +175,7 @@ impl SliceKernels {
     }
 
     fn run(&self, work: usize, job: impl Fn(Worker<'_>) + Sync) -> Result<(), TeamError> {
-        if work < SHARED_WORK_MIN {
+        if work < SHARED_ELEMENTS_MIN {
             job(Worker::alone());
             return Ok(());
         }
@@ -192,31 +194,46 @@ struct Map<'a> {
     y: &'a mut [f32],
 }
 
+/// Applies `function(arguments…, vector)` to all elements.
+macro_rules! each {
+    ($map:expr, $s:expr, $function:path[$($argument:expr),*]) => {
+        let s = $s;
+        for (x, y) in $map.x.chunks(S::LANES).zip($map.y.chunks_mut(S::LANES)) {
+            // SAFETY: both chunks hold `x.len()` floats, which is at most `LANES`.
+            unsafe {
+                if x.len() == S::LANES {
+                    s.store(y.as_mut_ptr(), $function($($argument,)* s.load(x.as_ptr())));
+                } else {
+                    let v = s.load_first(x.as_ptr(), x.len());
+                    s.store_first(y.as_mut_ptr(), $function($($argument,)* v), x.len());
+                }
+            }
+        }
+    };
+}
+
 impl Kernel for Map<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // One loop a function, so that its constants stay in registers.
+        // One loop a function, so that its constants stay in registers. A macro rather than a
+        // closure: a closure has not the features of the function around it.
         match self.f {
-            Activation::Relu => each(s, self.x, self.y, |x| vecmath::relu(s, x)),
-            Activation::Sigmoid => each(s, self.x, self.y, |x| vecmath::sigmoid(s, x)),
-            Activation::Tanh => each(s, self.x, self.y, |x| vecmath::tanh(s, x)),
-            Activation::Gelu => each(s, self.x, self.y, |x| vecmath::gelu(s, x)),
-            other => each(s, self.x, self.y, |x| other.apply(s, x)),
-        }
-    }
-}
-
-#[inline(always)]
-fn each<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: impl Fn(S::V) -> S::V) {
-    for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
-        // SAFETY: both chunks hold `x.len()` floats, which is at most `LANES`.
-        unsafe {
-            if x.len() == S::LANES {
-                s.store(y.as_mut_ptr(), f(s.load(x.as_ptr())));
-            } else {
-                s.store_first(y.as_mut_ptr(), f(s.load_first(x.as_ptr(), x.len())), x.len());
+            Activation::Relu => {
+                each!(self, s, vecmath::relu[s]);
+            }
+            Activation::Sigmoid => {
+                each!(self, s, vecmath::sigmoid[s]);
+            }
+            Activation::Tanh => {
+                each!(self, s, vecmath::tanh[s]);
+            }
+            Activation::Gelu => {
+                each!(self, s, vecmath::gelu[s]);
+            }
+            other => {
+                each!(self, s, Activation::apply[other, s]);
             }
         }
     }
