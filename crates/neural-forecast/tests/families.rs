@@ -13,8 +13,9 @@ use neural_forecast::models::{
     Nonlinearity, WindowConfig, WindowScaler, chronos_bolt, chronos2, deepar, hf_patchtst,
     itransformer, tft, timesfm, tirex,
 };
-use neural_forecast_runtime::device::{WeightSource, WeightType, WeightView};
-use neural_forecast_runtime::plan::{Bucket, Channel, EntryKind, Plan};
+use neural_forecast_runtime::device::{LoadOptions, WeightSource, WeightType, WeightView};
+use neural_forecast_runtime::plan::{Bucket, Channel, Context, EntryKind, Plan};
+use neural_forecast_runtime::prepare;
 use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
 use serde_json::Value;
 
@@ -117,7 +118,8 @@ fn found(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Outputs of one entry by name, from fresh states.
+/// Outputs of one entry by name, from fresh states; whatever a device makes of the plan, stacks
+/// lowered to layers and steps fused or not, computes the same.
 fn run(
     plan: &Plan,
     entry: EntryKind,
@@ -125,21 +127,31 @@ fn run(
     inputs: &[(&str, Tensor)],
     length: usize,
 ) -> BTreeMap<String, Tensor> {
-    let batch = inputs[0].1.shape[0];
-    let mut states = zero_states(plan, batch);
-    let bucket = Bucket { batch, length };
-    let outputs = run_entry(plan, entry, bucket, weights, inputs, &mut states).unwrap();
-    outputs.into_iter().collect()
+    let bucket = Bucket { batch: inputs[0].1.shape[0], length };
+    let outputs = |plan: &Plan| {
+        let mut states = zero_states(plan, bucket.batch);
+        let outputs = run_entry(plan, entry, bucket, weights, inputs, &mut states).unwrap();
+        outputs.into_iter().collect::<BTreeMap<String, Tensor>>()
+    };
+    let wanted = outputs(plan);
+    for (fuse, lower) in [(true, false), (false, true), (true, true)] {
+        let options = LoadOptions { fuse, lower, ..LoadOptions::default() };
+        let (prepared, _) = prepare(plan, &options, &|_| true).unwrap();
+        for (name, output) in outputs(&prepared) {
+            let off = distance(&output, &wanted[&name]);
+            let how = format!("{} {name}, fused {fuse}, lowered {lower}", plan.name);
+            assert!(off <= 1e-9, "{how}: off by {off:.3e}");
+        }
+    }
+    wanted
 }
 
-/// Largest |difference| / max(1, |wanted|); NaN where either is and the other is not.
+/// Largest |difference| / max(1, |wanted|); infinite where either is no number.
 fn distance(found: &Tensor, wanted: &Tensor) -> f64 {
     assert_eq!(found.shape, wanted.shape);
     let pairs = found.data.iter().zip(&wanted.data);
-    pairs.fold(0.0, |worst, (f, w)| {
-        let off = (f - w).abs() / w.abs().max(1.0);
-        if off <= worst { worst } else { off }
-    })
+    let distances = pairs.map(|(f, w)| (f - w).abs() / w.abs().max(1.0));
+    distances.fold(0.0, |worst, off| if off.is_nan() { f64::INFINITY } else { off.max(worst) })
 }
 
 fn assert_close(name: &str, found: &Tensor, wanted: &Tensor, tolerance: f64) {
@@ -294,17 +306,32 @@ fn itransformer_takes_future_columns() {
     assert_eq!(shape, "[B, 4, 6]");
 }
 
+fn deepar_config(fixture: &Fixture) -> deepar::DeepArConfig {
+    let number = |key: &str| fixture.config[key].as_u64().map_or(0, |n| n as usize);
+    deepar::DeepArConfig {
+        window: WindowConfig {
+            horizon: number("h"),
+            context: number("input_size"),
+            outputs: number("outputs"),
+            ..WindowConfig::default()
+        },
+        layers: number("lstm_n_layers"),
+        hidden: number("lstm_hidden_size"),
+        decoder_layers: number("decoder_hidden_layers"),
+        decoder_hidden: number("decoder_hidden_size"),
+        activation: Nonlinearity::ReLU,
+        distribution: deepar::Distribution::StudentT,
+    }
+}
+
+/// The framework's forward gives what it makes of each of the last steps of a window: `prefill`
+/// over the steps before and `step` over these give the same.
 #[test]
 fn deepar_matches_neuralforecast() {
     for fixture in fixtures("nf_deepar") {
-        let config: deepar::Config = fixture.config();
-        let plan = deepar::plan(&config).unwrap();
+        let config = deepar_config(&fixture);
         let y = fixture.tensor("in.insample_y");
-        let mask = fixture.tensor("in.insample_mask");
-        let inputs = [("y", y.clone()), ("mask", mask.clone())];
-        let found = run(&plan, EntryKind::Full, &fixture, &inputs, config.input_size);
         let raw = fixture.tensor("out.y");
-        assert_close(&fixture.name, &found["raw"], &raw, PARITY);
         // The framework's scale_decouple at location 0 and scale 1.
         let softplus = |x: f64| x.exp().ln_1p();
         let wanted = Tensor::from_fn(raw.shape.clone(), |at| match at[2] {
@@ -312,46 +339,96 @@ fn deepar_matches_neuralforecast() {
             1 => raw.at(at),
             _ => 0.1 + softplus(raw.at(at)),
         });
-        let name = format!("{} parameters", fixture.name);
-        assert_close(&name, &found["forecast"], &wanted, PARITY);
-        steps_continue_the_window(&plan, &fixture, &config, &y, &found["forecast"]);
+        let (rows, horizon) = (y.shape[0], config.window.horizon);
+        let context = config.window.context + 1 - horizon;
+        let window = WindowConfig { context, ..config.window.clone() };
+        let start = deepar::plan(&deepar::DeepArConfig { window, ..config.clone() }).unwrap();
+        let mut states = zero_states(&start, rows);
+        let mut input = Tensor::from_fn([rows, context, 1], |at| y.at(at));
+        for step in 0..horizon {
+            let entry = if step == 0 { EntryKind::Prefill } else { EntryKind::Step };
+            let outputs = continued(&start, entry, &fixture, &[("y", input)], &mut states);
+            let at = Tensor::from_fn([rows, 1, 3], |i| wanted.at(&[i[0], step, i[2]]));
+            assert_close(&format!("{} {step}", fixture.name), &outputs["forecast"], &at, PARITY);
+            let next = (context + step).min(y.shape[1] - 1);
+            input = Tensor::from_fn([rows, 1, 1], |i| y.at(&[i[0], next, 0]));
+        }
+        deepar_unrolls(&fixture, &config, &y);
     }
 }
 
-/// Prefill over the first steps and `step` over the rest give what `full` gives at each position.
-fn steps_continue_the_window(
-    plan: &Plan,
-    fixture: &Fixture,
-    config: &deepar::Config,
-    y: &Tensor,
-    wanted: &Tensor,
-) {
-    let shorter = deepar::Config { input_size: config.input_size - 4, ..config.clone() };
-    let start = deepar::plan(&shorter).unwrap();
-    let rows = y.shape[0];
-    let head = Tensor::from_fn([rows, shorter.input_size, 1], |at| y.at(at));
-    let mut states = zero_states(&start, rows);
-    let inputs = [("mask", ones(&head)), ("y", head)];
-    let bucket = Bucket { batch: rows, length: shorter.input_size };
-    let prefill = run_entry(&start, EntryKind::Prefill, bucket, fixture, &inputs, &mut states);
-    let prefill: BTreeMap<String, Tensor> = prefill.unwrap().into_iter().collect();
-    let mut forecast = prefill["forecast"].clone();
-    for t in shorter.input_size..=config.input_size {
-        let position = t - 1 - (config.input_size - config.h);
-        let at = Tensor::from_fn([rows, 1, 3], |i| wanted.at(&[i[0], position, i[2]]));
-        assert_close(&format!("{} step {t}", fixture.name), &forecast, &at, 1e-12);
-        if t == config.input_size {
-            break;
-        }
-        let inputs = [
-            ("y", Tensor::from_fn([rows, 1, 1], |i| y.at(&[i[0], t, 0]))),
-            ("statistics", prefill["statistics"].clone()),
-        ];
-        let step = run_entry(plan, EntryKind::Step, bucket, fixture, &inputs, &mut states);
-        let step: BTreeMap<String, Tensor> = step.unwrap().into_iter().collect();
-        forecast = step["forecast"].clone();
-        assert_eq!(step["feedback"].shape, [rows, 1, 1]);
+/// `full` is `prefill` and then `step` on every mean.
+fn deepar_unrolls(fixture: &Fixture, config: &deepar::DeepArConfig, y: &Tensor) {
+    let plan = deepar::plan(config).unwrap();
+    let inputs = [("y", y.clone())];
+    let full = run(&plan, EntryKind::Full, fixture, &inputs, config.window.context);
+    let full = &full["forecast"];
+    let mut states = zero_states(&plan, y.shape[0]);
+    let mut input = y.clone();
+    for step in 0..config.window.horizon {
+        let entry = if step == 0 { EntryKind::Prefill } else { EntryKind::Step };
+        let outputs = continued(&plan, entry, fixture, &[("y", input)], &mut states);
+        let forecast = &outputs["forecast"];
+        let wanted = Tensor::from_fn(forecast.shape.clone(), |i| full.at(&[i[0], step, i[2]]));
+        assert_close(&format!("{} full {step}", fixture.name), forecast, &wanted, 1e-12);
+        input = outputs["feedback"].clone();
     }
+}
+
+#[test]
+fn deepar_has_all_its_shapes() {
+    for scaler in [WindowScaler::Identity, WindowScaler::Robust, WindowScaler::Invariant] {
+        let window = WindowConfig {
+            horizon: 4,
+            context: 9,
+            scaler,
+            historic: 2,
+            future: 3,
+            statics: 1,
+            outputs: 2,
+            ..WindowConfig::default()
+        };
+        let config = deepar::DeepArConfig {
+            window,
+            layers: 3,
+            hidden: 6,
+            decoder_layers: 2,
+            decoder_hidden: 5,
+            activation: Nonlinearity::Tanh,
+            distribution: deepar::Distribution::Normal,
+        };
+        let plan = deepar::plan(&config).unwrap();
+        for (entry, future, forecast) in [
+            (EntryKind::Full, "[B, 13, 3]", "[B, 4, 2]"),
+            (EntryKind::Prefill, "[B, 10, 3]", "[B, 1, 2]"),
+            (EntryKind::Step, "[B, 1, 3]", "[B, 1, 2]"),
+        ] {
+            let entry = plan.entry(entry).unwrap();
+            let shape = |value| format!("{:?}", entry.value(value).shape);
+            assert_eq!(shape(entry.input("futr_exog").unwrap().value), future);
+            assert_eq!(shape(entry.output("forecast").unwrap().value), forecast);
+        }
+        let revin = WindowConfig { scaler: WindowScaler::Revin, ..config.window.clone() };
+        let revin = deepar::plan(&deepar::DeepArConfig { window: revin, ..config });
+        assert!(revin.unwrap_err().to_string().contains("`scaler_type` is `revin`"));
+    }
+}
+
+/// Outputs of one entry by name, from and into states.
+fn continued(
+    plan: &Plan,
+    entry: EntryKind,
+    weights: &dyn WeightSource,
+    inputs: &[(&str, Tensor)],
+    states: &mut Vec<Tensor>,
+) -> BTreeMap<String, Tensor> {
+    let batch = inputs[0].1.shape[0];
+    let length = match plan.context {
+        Context::Fixed(length) => length,
+        Context::Free { max, .. } => max,
+    };
+    let outputs = run_entry(plan, entry, Bucket { batch, length }, weights, inputs, states);
+    outputs.unwrap().into_iter().collect()
 }
 
 fn bolt_config(fixture: &Fixture) -> chronos_bolt::Config {
@@ -761,12 +838,7 @@ fn tirex_matches_tirex() {
         }
         // Step by step over unknown patches: the same function.
         let mut states = zero_states(&plan, context.shape[0]);
-        let bucket = Bucket { batch: context.shape[0], length };
-        let run = |entry, inputs: &[(&str, Tensor)], states: &mut Vec<Tensor>| {
-            let outputs = run_entry(&plan, entry, bucket, &weights, inputs, states).unwrap();
-            outputs.into_iter().collect::<BTreeMap<String, Tensor>>()
-        };
-        let mut outputs = run(EntryKind::Prefill, &inputs, &mut states);
+        let mut outputs = continued(&plan, EntryKind::Prefill, &weights, &inputs, &mut states);
         let statistics = outputs["statistics"].clone();
         for patch in 0..patches {
             let part = Tensor::from_fn(outputs["forecast"].shape.clone(), |i| {
@@ -775,7 +847,7 @@ fn tirex_matches_tirex() {
             assert_close(&format!("{name} step {patch}"), &outputs["forecast"], &part, 1e-12);
             let unknown = Tensor::from_fn([context.shape[0], p], |_| f64::NAN);
             let inputs = [("y", unknown), ("statistics", statistics.clone())];
-            outputs = run(EntryKind::Step, &inputs, &mut states);
+            outputs = continued(&plan, EntryKind::Step, &weights, &inputs, &mut states);
         }
     }
 }
@@ -864,7 +936,6 @@ fn rolled_out(
 ) -> Tensor {
     let plan = timesfm::plan(config, patches).unwrap();
     let rows = context.shape[0];
-    let bucket = Bucket { batch: rows, length: config.context_length };
     let m = config.quantiles.len() + 1;
     let pass = |sign: f64| {
         let y = Tensor::from_fn(context.shape.clone(), |i| sign * context.at(i));
@@ -874,8 +945,7 @@ fn rolled_out(
         let mut first = None;
         for patch in 0..patches {
             let entry = if patch == 0 { EntryKind::Prefill } else { EntryKind::Step };
-            let outputs = run_entry(&plan, entry, bucket, weights, &[("y", input)], &mut states);
-            let outputs: BTreeMap<String, Tensor> = outputs.unwrap().into_iter().collect();
+            let outputs = continued(&plan, entry, weights, &[("y", input)], &mut states);
             for (row, forecast) in forecasts.iter_mut().zip(outputs["forecast"].to_f32().chunks(config.horizon_length * m)) {
                 row.extend_from_slice(forecast);
             }
