@@ -233,6 +233,11 @@ fn nhits_is_the_frameworks() {
 }
 
 #[test]
+fn tft_is_the_frameworks() {
+    check_all("nf_tft", "TFT");
+}
+
+#[test]
 fn other_horizons_are_for_recurrent_networks() {
     let fixture = fixtures("nf_gru_recurrent").remove(0);
     let network = fixture.network("GRU", json!({}));
@@ -297,7 +302,7 @@ fn prefill_and_steps_are_the_unrolled_forecast() {
         for entry in std::fs::read_dir(path).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if name.ends_with("_0.safetensors") && !name.starts_with("TFT") {
+            if name.ends_with("_0.safetensors") {
                 networks.append(&mut Checkpoint::open(&path).unwrap().models);
             }
         }

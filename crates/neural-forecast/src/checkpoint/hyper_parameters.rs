@@ -10,10 +10,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::models::nhits::{Block, Interpolation, NhitsConfig, Pooling};
 use crate::models::patchtst::{InstanceNorm, PatchTstConfig};
 use crate::models::recurrent::{CellKind, Decoder, RecurrentConfig};
+use crate::models::tft::{Recurrence, TftConfig};
 use crate::models::{Definition, Exogenous, Nonlinearity, WindowConfig, WindowScaler};
 
 /// Classes that can be loaded.
-pub(crate) const CLASSES: &str = "LSTM, GRU, RNN, PatchTST, NHITS";
+pub(crate) const CLASSES: &str = "LSTM, GRU, RNN, PatchTST, NHITS, TFT";
 
 /// Most blocks of NHITS, so that a list of counts in a file cannot ask for endless ones.
 const BLOCKS_MAX: usize = 1024;
@@ -51,6 +52,7 @@ pub(crate) fn read(class: &str, fields: Fields<'_>, outputs: usize) -> Result<Hy
         "RNN" => Definition::Recurrent(rnn(fields, window, CellKind::Rnn, recurrent)?),
         "PatchTST" => Definition::PatchTst(patchtst(fields, window)?),
         "NHITS" => Definition::Nhits(nhits(fields, window)?),
+        "TFT" => Definition::Tft(tft(fields, window)?),
         _ => {
             return Err(unsupported(format!(
                 "architecture `{class}` cannot be loaded, expected one of {CLASSES}"
@@ -207,6 +209,32 @@ fn nhits(fields: Fields<'_>, window: WindowConfig) -> Result<NhitsConfig> {
         interpolation,
         activation: activation(fields, "activation", "ReLU")?,
         dropout: dropout > 0.0,
+    })
+}
+
+fn tft(fields: Fields<'_>, window: WindowConfig) -> Result<TftConfig> {
+    let targets = fields.count("tgt_size", 1)?;
+    if targets != 1 {
+        return Err(unsupported(format!("`tgt_size` is {targets}, expected 1")));
+    }
+    let name = fields.text("rnn_type", "lstm")?;
+    let recurrence = match name.to_lowercase().as_str() {
+        "lstm" => Recurrence::Lstm,
+        "gru" => Recurrence::Gru,
+        _ => return Err(unsupported(format!("`rnn_type` is `{name}`, expected lstm or gru"))),
+    };
+    Ok(TftConfig {
+        window,
+        hidden: fields.count("hidden_size", 128)?,
+        heads: fields.count("n_head", 4)?,
+        recurrence,
+        layers: fields.count("n_rnn_layers", 1)?,
+        one_initial_state: fields.flag("one_rnn_initial_state", false)?,
+        activation: match fields.text("grn_activation", "ELU")? {
+            // What its own table does not have is ELU to this class.
+            "SiLU" | "Identity" => Nonlinearity::ELU,
+            _ => activation(fields, "grn_activation", "ELU")?,
+        },
     })
 }
 

@@ -273,11 +273,7 @@ pub(crate) fn network(alias: &str, bytes: Arc<dyn Bytes>) -> Result<Network> {
     let horizon = hyper.definition.window().horizon;
     let plan = hyper.definition.plan(horizon, channels).map_err(refuse)?;
     hyper.definition.rearrange(&mut weights).map_err(refuse)?;
-    super::check_weights(&plan, &mut weights, |name| {
-        name.starts_with("loss.")
-            || name.starts_with("valid_loss.")
-            || name.ends_with(".sdp_attn.scale")
-    })?;
+    super::check_weights(&plan, &mut weights, of_no_part)?;
     Ok(Network {
         alias: alias.to_owned(),
         architecture: class.to_owned(),
@@ -294,6 +290,17 @@ pub(crate) fn network(alias: &str, bytes: Arc<dyn Bytes>) -> Result<Network> {
         series: None,
         definition: hyper.definition,
     })
+}
+
+/// Tensors that the framework keeps and no forecast reads.
+fn of_no_part(name: &str) -> bool {
+    name.starts_with("loss.")
+        || name.starts_with("valid_loss.")
+        // Constants of PatchTST's and TFT's attention.
+        || name.ends_with(".sdp_attn.scale")
+        || name.ends_with(".attention._mask")
+        // TFT's weights of a context that there is not.
+        || name.ends_with(".lin_c.weight")
 }
 
 /// The file's tensors of floats, without those of hyper-parameters.

@@ -21,7 +21,7 @@ use neural_forecast_runtime::device::WeightSource;
 use neural_forecast_runtime::plan::{Channel, Plan};
 use serde::{Deserialize, Serialize};
 
-use super::{nhits, patchtst, recurrent};
+use super::{nhits, patchtst, recurrent, tft};
 use crate::error::{Error, ErrorKind};
 use crate::weights::Weights;
 
@@ -134,6 +134,7 @@ pub(crate) enum Definition {
     Recurrent(recurrent::RecurrentConfig),
     PatchTst(patchtst::PatchTstConfig),
     Nhits(nhits::NhitsConfig),
+    Tft(tft::TftConfig),
 }
 
 impl Definition {
@@ -143,6 +144,7 @@ impl Definition {
             Definition::Recurrent(config) => recurrent::plan(config, horizon, channels),
             Definition::PatchTst(config) => patchtst::plan(config, channels),
             Definition::Nhits(config) => nhits::plan(config, channels),
+            Definition::Tft(config) => tft::plan(config, channels),
         }
     }
 
@@ -153,6 +155,7 @@ impl Definition {
             Definition::Recurrent(_) => Ok(()),
             Definition::PatchTst(config) => patchtst::rearrange(config, weights),
             Definition::Nhits(config) => nhits::rearrange(config, weights),
+            Definition::Tft(config) => halve_gates(config, weights),
         }
     }
 
@@ -162,6 +165,7 @@ impl Definition {
             Definition::Recurrent(config) => &config.window,
             Definition::PatchTst(config) => &config.window,
             Definition::Nhits(config) => &config.window,
+            Definition::Tft(config) => &config.window,
         }
     }
 
@@ -169,9 +173,29 @@ impl Definition {
     pub(crate) fn decoding(&self) -> Decoding {
         match self {
             Definition::Recurrent(config) => config.decoding(),
-            Definition::PatchTst(_) | Definition::Nhits(_) => Decoding::Direct,
+            _ => Decoding::Direct,
         }
     }
+}
+
+/// Puts the halves of every gated unit of a TFT in the place of the whole.
+fn halve_gates(config: &tft::TftConfig, weights: &mut Weights) -> Result<(), PlanError> {
+    let plan = tft::plan(config, Vec::new())?;
+    let halves = tft::rearrange(config, weights)?;
+    let mut made = Vec::new();
+    for weight in &plan.weights {
+        let whole = [".value.", ".gate."]
+            .iter()
+            .find_map(|half| weight.name.contains(half).then(|| weight.name.replace(half, ".")));
+        if let (Some(whole), Some(view)) = (whole, halves.weight(&weight.name)) {
+            made.push((weight.name.clone(), whole, view.shape.to_vec(), view.to_f32()));
+        }
+    }
+    for (name, whole, shape, elements) in made {
+        weights.remove(&whole);
+        weights.insert(name, &shape, &elements);
+    }
+    Ok(())
 }
 
 /// The elements of a tensor that must have this shape.
