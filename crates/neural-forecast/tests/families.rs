@@ -6,117 +6,23 @@
 //! folder is beside the checkout.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+#[path = "families/fixture.rs"]
+mod fixture;
+#[path = "families/plain_tirex.rs"]
+mod plain_tirex;
 
+use std::collections::BTreeMap;
+
+use fixture::{Fixture, fixtures};
 use neural_forecast::models::{
     Nonlinearity, WindowConfig, WindowScaler, chronos_bolt, chronos2, deepar, hf_patchtst,
     itransformer, tft, timesfm, tirex,
 };
-use neural_forecast_runtime::device::{LoadOptions, WeightSource, WeightType, WeightView};
-use neural_forecast_runtime::plan::{Bucket, Channel, Context, EntryKind, Plan};
-use neural_forecast_runtime::prepare;
+use neural_forecast_runtime::device::{LoadOptions, WeightSource};
+use neural_forecast_runtime::plan::{Bucket, Channel, Context, DType, EntryKind, Plan, sizes};
 use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
-use serde_json::Value;
-
-/// One file: a network's weights (`w.…`), its inputs (`in.…`) and outputs (`out.…`).
-struct Fixture {
-    name: String,
-    config: Value,
-    tensors: BTreeMap<String, Stored>,
-}
-
-struct Stored {
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Fixture {
-    fn read(path: &Path) -> Fixture {
-        let file = std::fs::read(path).unwrap();
-        let (size, rest) = file.split_at(8);
-        let size = u64::from_le_bytes(size.try_into().unwrap()) as usize;
-        let (header, data) = rest.split_at(size);
-        let header: BTreeMap<String, Value> = serde_json::from_slice(header).unwrap();
-        let config = header["__metadata__"]["config"].as_str().unwrap();
-        let tensors = header.iter().filter(|(name, _)| *name != "__metadata__").map(|(name, h)| {
-            let numbers = |key: &str| -> Vec<usize> {
-                let list = h[key].as_array().unwrap().iter();
-                list.map(|n| n.as_u64().unwrap() as usize).collect()
-            };
-            let range = numbers("data_offsets");
-            let stored = Stored {
-                dtype: h["dtype"].as_str().unwrap().to_owned(),
-                shape: numbers("shape"),
-                bytes: data[range[0]..range[1]].to_vec(),
-            };
-            (name.clone(), stored)
-        });
-        Fixture {
-            name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
-            config: serde_json::from_str(config).unwrap(),
-            tensors: tensors.collect(),
-        }
-    }
-
-    fn holds(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    fn tensor(&self, name: &str) -> Tensor {
-        let stored = self.tensors.get(name).unwrap_or_else(|| panic!("{} has {name}", self.name));
-        let data: Vec<f64> = match stored.dtype.as_str() {
-            "F32" => {
-                let chunks = stored.bytes.as_chunks::<4>().0.iter();
-                chunks.map(|b| f64::from(f32::from_le_bytes(*b))).collect()
-            }
-            "I64" => {
-                let chunks = stored.bytes.as_chunks::<8>().0.iter();
-                chunks.map(|b| i64::from_le_bytes(*b) as f64).collect()
-            }
-            other => panic!("{name} is {other}"),
-        };
-        Tensor::new(stored.shape.clone(), data)
-    }
-
-    fn config<T: serde::de::DeserializeOwned>(&self) -> T {
-        serde_json::from_value(self.config.clone()).unwrap()
-    }
-}
-
-impl WeightSource for Fixture {
-    fn weight(&self, name: &str) -> Option<WeightView<'_>> {
-        let stored = self.tensors.get(&format!("w.{name}"))?;
-        let (shape, bytes) = (stored.shape.as_slice(), stored.bytes.as_slice());
-        (stored.dtype == "F32").then_some(WeightView { dtype: WeightType::F32, shape, bytes })
-    }
-}
-
-/// All fixtures whose names begin so: the committed ones, which must exist, and the shared ones.
-fn fixtures(prefix: &str) -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let committed = found(&root.join("tests/fixtures/modules"), prefix);
-    assert!(!committed.is_empty(), "no committed fixture `{prefix}…`");
-    let shared = found(&root.join("../shared/fixtures/modules"), prefix);
-    if shared.is_empty() {
-        println!("skipped: no shared fixture `{prefix}…`");
-    }
-    committed.iter().chain(&shared).map(|path| Fixture::read(path)).collect()
-}
-
-fn found(folder: &Path, prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = paths
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            name.starts_with(prefix) && name.ends_with(".safetensors")
-        })
-        .collect();
-    paths.sort();
-    paths
-}
+use neural_forecast_runtime::{MemoryWeights, prepare};
+use plain_tirex::{PlainTirex, bfloat16, exact};
 
 /// Outputs of one entry by name, from fresh states; whatever a device makes of the plan, stacks
 /// lowered to layers and steps fused or not, computes the same.
@@ -648,135 +554,6 @@ fn tirex_config(fixture: &Fixture) -> tirex::Config {
     serde_json::from_value(config).unwrap()
 }
 
-/// TiRex as the framework computes it, written down plainly: `round` is applied where it rounds to
-/// bfloat16, which is to the gates' inputs, the recurrent kernel, its product and the states.
-struct PlainTirex<'a> {
-    fixture: &'a Fixture,
-    config: &'a tirex::Config,
-    round: fn(f64) -> f64,
-}
-
-impl PlainTirex<'_> {
-    /// Quantiles `[n·P, Q]` of the `patches` patches after one context.
-    fn forecast(&self, context: &[f64], patches: usize) -> Vec<Vec<f64>> {
-        let (p, levels) = (self.config.input_patch_size, self.config.quantiles.len());
-        let seen: Vec<f64> = context.iter().copied().filter(|x| !x.is_nan()).collect();
-        let count = seen.len() as f64;
-        let mean = seen.iter().sum::<f64>() / count;
-        let square = seen.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
-        let scale = if square == 0.0 { mean.abs() + 1e-5 } else { square.sqrt() };
-        let mut tokens: Vec<Vec<f64>> = context
-            .chunks(p)
-            .map(|patch| {
-                let known = patch.iter().map(|x| if x.is_nan() { 0.0 } else { (x - mean) / scale });
-                known.chain(patch.iter().map(|x| f64::from(!x.is_nan()))).collect()
-            })
-            .collect();
-        tokens.extend(std::iter::repeat_n(vec![0.0; 2 * p], patches - 1));
-        let embed = |x: &Vec<f64>| self.residual_block("input_patch_embedding", x);
-        let mut tokens: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
-        for i in 0..self.config.block_kwargs.num_blocks {
-            self.block(&format!("blocks.{i}"), &mut tokens);
-        }
-        let last = &tokens[tokens.len() - patches..];
-        let heads = last.iter().map(|x| {
-            let x = rms(x, &self.weight("out_norm.weight").data);
-            self.residual_block("output_patch_embedding", &x)
-        });
-        let rows = heads.flat_map(|y| {
-            let step = move |t: usize| (0..levels).map(|q| y[q * p + t] * scale + mean).collect();
-            (0..p).map(step).collect::<Vec<Vec<f64>>>()
-        });
-        rows.collect()
-    }
-
-    fn block(&self, name: &str, tokens: &mut [Vec<f64>]) {
-        let round = self.round;
-        let weight = |part: &str| self.weight(&format!("{name}.{part}"));
-        let heads = self.config.block_kwargs.num_heads;
-        let (d, head) = (tokens[0].len(), tokens[0].len() / heads);
-        let gates = ["fgate", "igate", "zgate", "ogate"]
-            .map(|gate| weight(&format!("slstm_layer.{gate}.weight")));
-        let kernel = weight("slstm_layer.slstm_cell._recurrent_kernel_");
-        let bias = weight("slstm_layer.slstm_cell._bias_").data;
-        let mut state = [vec![0.0; d], vec![0.0; d], vec![0.0; d], vec![0.0; d]];
-        for x in tokens {
-            let inner = rms(x, &weight("norm_slstm.weight").data);
-            let raw = |gate: usize, unit: usize| {
-                let (h, o) = (unit / head, unit % head);
-                let product = |k: usize| gates[gate].at(&[h, o, k]) * inner[h * head + k];
-                let input = round((0..head).map(product).sum());
-                let back =
-                    |k: usize| round(kernel.at(&[h, k, gate * head + o])) * state[0][h * head + k];
-                let recurrent = round((0..head).map(back).sum());
-                input + recurrent + bias[(h * 4 + gate) * head + o]
-            };
-            let sums: Vec<[f64; 4]> =
-                (0..d).map(|unit| [0, 1, 2, 3].map(|gate| raw(gate, unit))).collect();
-            for (unit, [i, f, z, o]) in sums.into_iter().enumerate() {
-                let decayed = state[3][unit] - (-f.min(15.0)).exp().ln_1p();
-                let m = if state[2][unit] == 0.0 { i } else { i.max(decayed) };
-                let (ig, fg) = ((i - m).exp().min(1.0), (decayed - m).exp().min(1.0));
-                let c = fg * state[1][unit] + ig * z.tanh();
-                let n = fg * state[2][unit] + ig;
-                let hidden = c / n / (1.0 + (-o).exp());
-                for (state, new) in state.iter_mut().zip([hidden, c, n, m]) {
-                    state[unit] = round(new);
-                }
-            }
-            let scale = weight("slstm_layer.group_norm.weight").data;
-            for (h, group) in state[0].chunks(head).enumerate() {
-                let mean = group.iter().sum::<f64>() / head as f64;
-                let var = group.iter().map(|y| (y - mean) * (y - mean)).sum::<f64>() / head as f64;
-                for (k, y) in group.iter().enumerate() {
-                    let unit = h * head + k;
-                    x[unit] += (y - mean) / (var + 1e-5).sqrt() * (1.0 + scale[unit]);
-                }
-            }
-            let inner = rms(x, &weight("norm_ffn.weight").data);
-            let gate = affine(&weight("ffn.proj_up_gate.weight"), &inner);
-            let up = affine(&weight("ffn.proj_up.weight"), &inner);
-            let silu = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u);
-            let down = affine(&weight("ffn.proj_down.weight"), &silu.collect::<Vec<f64>>());
-            x.iter_mut().zip(down).for_each(|(x, y)| *x += y);
-        }
-    }
-
-    fn residual_block(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        let layer = |part: &str, x: &[f64]| {
-            let y = affine(&self.weight(&format!("{name}.{part}_layer.weight")), x);
-            let bias = self.weight(&format!("{name}.{part}_layer.bias")).data;
-            y.iter().zip(bias).map(|(y, b)| y + b).collect::<Vec<f64>>()
-        };
-        let hidden: Vec<f64> = layer("hidden", x).iter().map(|x| x.max(0.0)).collect();
-        layer("output", &hidden).iter().zip(layer("residual", x)).map(|(a, b)| a + b).collect()
-    }
-
-    fn weight(&self, name: &str) -> Tensor {
-        self.fixture.tensor(&format!("w.{name}"))
-    }
-}
-
-fn affine(weight: &Tensor, x: &[f64]) -> Vec<f64> {
-    weight.rows().map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
-}
-
-fn rms(x: &[f64], weight: &[f64]) -> Vec<f64> {
-    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-    x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-6).sqrt() * w).collect()
-}
-
-fn exact(x: f64) -> f64 {
-    x
-}
-
-/// To the nearest bfloat16, ties to even, as finite f32 values round.
-fn bfloat16(x: f64) -> f64 {
-    let bits = (x as f32).to_bits();
-    let rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    f64::from(f32::from_bits(rounded & 0xffff_0000))
-}
-
 fn config_steps(fixture: &Fixture) -> usize {
     fixture.config["steps"].as_u64().unwrap() as usize
 }
@@ -872,13 +649,19 @@ fn timesfm_matches_transformers() {
 fn timesfm_matches_its_own_package() {
     for fixture in fixtures("timesfm_native") {
         let mut settings = fixture.config.clone();
-        for flag in ["normalize_inputs", "use_continuous_quantile_head", "force_flip_invariance", "fix_quantile_crossing"] {
+        for flag in [
+            "normalize_inputs",
+            "use_continuous_quantile_head",
+            "force_flip_invariance",
+            "fix_quantile_crossing",
+        ] {
             settings[flag] = fixture.config["forecast"][flag].clone();
         }
         settings["context_length"] = fixture.config["forecast"]["max_context"].clone();
         let config: timesfm::Config = serde_json::from_value(settings).unwrap();
         let weights = timesfm::rearrange(&config, &fixture).unwrap();
-        let context = interpolated(&to_length(&fixture.tensor("in.context"), config.context_length));
+        let context =
+            interpolated(&to_length(&fixture.tensor("in.context"), config.context_length));
         let wanted = fixture.tensor("out.q");
         // The package clips forecasts of series without negative values; the forecaster does here.
         let clipped = |found: &Tensor| {
@@ -918,10 +701,19 @@ fn timesfm_naive(fixture: &Fixture, config: &timesfm::Config) {
         let weights = timesfm::rearrange(&config, fixture).unwrap();
         let padding = config.context_length - length;
         let context = Tensor::from_fn([1, config.context_length], |i| {
-            if i[1] < padding { f64::NAN } else { full.at(&[row, full.shape[1] - length + i[1] - padding]) }
+            if i[1] < padding {
+                f64::NAN
+            } else {
+                full.at(&[row, full.shape[1] - length + i[1] - padding])
+            }
         });
         let wanted = fixture.tensor(&format!("out.naive{row}"));
-        let found = rolled_out(&config, &weights, &context, wanted.shape[0].div_ceil(config.horizon_length));
+        let found = rolled_out(
+            &config,
+            &weights,
+            &context,
+            wanted.shape[0].div_ceil(config.horizon_length),
+        );
         let found = Tensor::from_fn(wanted.shape.clone(), |i| found.at(&[0, i[0], i[1]]));
         assert_close(&format!("{} naive{row}", fixture.name), &found, &wanted, PARITY);
     }
@@ -946,7 +738,10 @@ fn rolled_out(
         for patch in 0..patches {
             let entry = if patch == 0 { EntryKind::Prefill } else { EntryKind::Step };
             let outputs = continued(&plan, entry, weights, &[("y", input)], &mut states);
-            for (row, forecast) in forecasts.iter_mut().zip(outputs["forecast"].to_f32().chunks(config.horizon_length * m)) {
+            for (row, forecast) in forecasts
+                .iter_mut()
+                .zip(outputs["forecast"].to_f32().chunks(config.horizon_length * m))
+            {
                 row.extend_from_slice(forecast);
             }
             input = outputs["feedback"].clone();
@@ -965,11 +760,13 @@ fn rolled_out(
     for row in 0..rows {
         let (ours, theirs) = (spread(&first, row), minus.as_ref().map(|(_, f)| spread(f, row)));
         let rollout = timesfm::Rollout { forecast: &plus[row], spread: &ours };
-        let negative = minus.as_ref().zip(theirs.as_ref()).map(|((forecasts, _), spread)| {
-            timesfm::Rollout { forecast: &forecasts[row], spread }
-        });
+        let negative = minus
+            .as_ref()
+            .zip(theirs.as_ref())
+            .map(|((forecasts, _), spread)| timesfm::Rollout { forecast: &forecasts[row], spread });
         let statistics = first.get("statistics");
-        let pair = statistics.map_or((0.0, 1.0), |s| (s.at(&[row, 0, 0]) as f32, s.at(&[row, 1, 0]) as f32));
+        let pair = statistics
+            .map_or((0.0, 1.0), |s| (s.at(&[row, 0, 0]) as f32, s.at(&[row, 1, 0]) as f32));
         let combined = timesfm::combine(config, rollout, negative, pair).unwrap();
         data.extend(combined.iter().map(|&x| f64::from(x)));
     }
@@ -989,4 +786,236 @@ fn interpolated(x: &Tensor) -> Tensor {
         }
     }
     filled
+}
+
+/// Weights of any name in the shapes that a plan declares, drawn from a fixed sequence; scales and
+/// variances are near 1.
+fn seeded(plan: &Plan) -> MemoryWeights {
+    let mut weights = MemoryWeights::new();
+    let mut state = 7_u32;
+    for weight in &plan.weights {
+        let around = if weight.name.ends_with("running_var") { 1.0 } else { 0.0 };
+        let elements: Vec<f32> = (0..weight.shape.iter().product::<usize>())
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                around + (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .collect();
+        weights.insert(weight.name.clone(), &weight.shape, &elements);
+    }
+    weights
+}
+
+/// Runs an entry on made-up inputs of a bucket: finite outputs of the declared shapes.
+fn runs_in(plan: &Plan, kind: EntryKind, batch: usize, length: usize) {
+    let entry = plan.entry(kind).unwrap();
+    let bucket = Bucket { batch, length };
+    let place = format!("{} {} in {bucket:?}", plan.name, kind.name());
+    entry.check_bucket(bucket).unwrap();
+    let inputs: Vec<(&str, Tensor)> = entry
+        .inputs
+        .iter()
+        .map(|input| {
+            let value = entry.value(input.value);
+            let tensor = Tensor::from_fn(sizes(&value.shape, bucket), |i| {
+                let at = i.iter().fold(0, |at, i| at * 5 + i) as f64;
+                match (input.name.as_str(), value.dtype) {
+                    (_, DType::I32) => (i[0] / 2) as f64,
+                    ("mask", _) => 1.0,
+                    ("statistics", _) => 1.5,
+                    _ => (at * 0.7).sin() + 2.0,
+                }
+            });
+            (input.name.as_str(), tensor)
+        })
+        .collect();
+    let mut states = zero_states(plan, batch);
+    let weights = seeded(plan);
+    let outputs = run_entry(plan, kind, bucket, &weights, &inputs, &mut states).unwrap();
+    assert!(!outputs.is_empty(), "{place}");
+    for (name, output) in outputs {
+        let declared = &entry.value(entry.output(&name).unwrap().value).shape;
+        assert_eq!(output.shape, sizes(declared, bucket), "{place}: {name}");
+        assert!(output.data.iter().all(|x| x.is_finite()), "{place}: {name} is not finite");
+    }
+}
+
+#[test]
+fn patched_families_run_at_any_length() {
+    let bolt = chronos_bolt::Config {
+        d_model: 8,
+        d_ff: 12,
+        d_kv: 4,
+        num_layers: 2,
+        num_heads: 2,
+        ..chronos_bolt::Config::default()
+    };
+    let two = chronos2::Config {
+        d_model: 8,
+        d_ff: 12,
+        d_kv: 4,
+        num_layers: 2,
+        num_heads: 2,
+        ..chronos2::Config::default()
+    };
+    let bolt = chronos_bolt::plan(&bolt).unwrap();
+    let mut plans = vec![bolt];
+    for (grouped, future) in [(false, false), (true, false), (false, true), (true, true)] {
+        let shape = chronos2::Shape { output_patches: 3, grouped, future };
+        plans.push(chronos2::plan(&two, shape).unwrap());
+    }
+    for plan in &plans {
+        for (batch, length) in [(1, 16), (2, 33), (5, 64), (3, 1), (1, 160)] {
+            runs_in(plan, EntryKind::Full, batch, length);
+        }
+        // Any length that the plan takes has a bucket, and longer ones have none.
+        let Context::Free { max, multiple } = plan.context else { panic!("{}", plan.name) };
+        assert!(plan.length_bucket(1).is_some_and(|bucket| bucket.is_multiple_of(multiple)));
+        assert!(plan.length_bucket(max).is_some());
+        assert_eq!(plan.length_bucket(max + 1), None);
+    }
+}
+
+#[test]
+fn all_entries_run_at_any_batch() {
+    let window = |outputs, context| WindowConfig {
+        horizon: 3,
+        context,
+        scaler: WindowScaler::Robust,
+        historic: 1,
+        future: 2,
+        statics: 2,
+        outputs,
+        ..WindowConfig::default()
+    };
+    let deepar = deepar::plan(&deepar::DeepArConfig {
+        window: window(3, 7),
+        layers: 2,
+        hidden: 5,
+        decoder_layers: 1,
+        decoder_hidden: 4,
+        activation: Nonlinearity::ReLU,
+        distribution: deepar::Distribution::StudentT,
+    });
+    let tft = tft::TftConfig {
+        window: window(2, 9),
+        hidden: 4,
+        heads: 2,
+        recurrence: tft::Recurrence::Gru,
+        layers: 2,
+        one_initial_state: true,
+        activation: Nonlinearity::ELU,
+    };
+    let tirex = tirex::Config {
+        input_patch_size: 4,
+        output_patch_size: 4,
+        quantiles: vec![0.1, 0.5, 0.9],
+        block_kwargs: tirex::Blocks {
+            embedding_dim: 8,
+            num_heads: 2,
+            num_blocks: 2,
+            ffn_proj_factor: 2.0,
+        },
+        input_ff_dim: 6,
+        train_ctx_len: 20,
+    };
+    let timesfm = timesfm::Config {
+        patch_length: 2,
+        context_length: 12,
+        horizon_length: 4,
+        output_quantile_len: 8,
+        hidden_size: 8,
+        intermediate_size: 6,
+        num_attention_heads: 2,
+        num_hidden_layers: 2,
+        fix_quantile_crossing: true,
+        ..timesfm::Config::default()
+    };
+    let itransformer = itransformer::Config {
+        h: 4,
+        input_size: 6,
+        n_series: 3,
+        hidden_size: 4,
+        n_heads: 2,
+        d_ff: 5,
+        outputs: 2,
+        futr_exog_list: vec!["a".to_owned()],
+        ..itransformer::Config::default()
+    };
+    let patchtst = hf_patchtst::Config {
+        num_input_channels: 3,
+        context_length: 30,
+        patch_length: 5,
+        patch_stride: 4,
+        d_model: 8,
+        num_attention_heads: 2,
+        num_hidden_layers: 2,
+        ffn_dim: 6,
+        channel_attention: true,
+        ..hf_patchtst::Config::default()
+    };
+    let plans = [
+        deepar,
+        tft::plan(&tft, vec![Channel::Point; 2]),
+        tirex::plan(&tirex, 2),
+        timesfm::plan(&timesfm, 3),
+        itransformer::plan(&itransformer),
+        hf_patchtst::plan(&patchtst),
+    ];
+    for plan in plans {
+        let plan = plan.unwrap();
+        let Context::Fixed(length) = plan.context else { panic!("{}", plan.name) };
+        for entry in &plan.entries {
+            for batch in [1, 2, 5] {
+                runs_in(&plan, entry.kind, batch, length);
+            }
+        }
+    }
+}
+
+/// The published networks, by the parameter counts that their makers or their files state.
+#[test]
+fn published_sizes_have_their_parameters() {
+    for (widths, millions) in [
+        ([256, 1024, 64, 4, 4], 8.65),
+        ([384, 1536, 64, 4, 8], 21.2),
+        ([512, 2048, 64, 6, 8], 47.7),
+        ([768, 3072, 64, 12, 12], 205.3),
+    ] {
+        let [d_model, d_ff, d_kv, num_layers, num_heads] = widths;
+        let config = chronos_bolt::Config {
+            d_model,
+            d_ff,
+            d_kv,
+            num_layers,
+            num_heads,
+            ..chronos_bolt::Config::default()
+        };
+        // Beside these the files hold the decoder's relative positions, which have no effect.
+        let plan = chronos_bolt::plan(&config).unwrap();
+        let found = (plan.parameters() + 32 * num_heads) as f64 / 1e6;
+        assert!((found - millions).abs() <= 0.06, "Chronos-Bolt {d_model}: {found} million");
+    }
+    let quantiles = (1..=21).map(|i| f64::from(i) / 22.0).collect();
+    let mut config = chronos2::Config { d_model: 768, d_ff: 3072, ..chronos2::Config::default() };
+    (config.num_layers, config.num_heads) = (12, 12);
+    config.chronos_config.quantiles = quantiles;
+    let shape = chronos2::Shape { output_patches: 4, grouped: true, future: true };
+    let found = chronos2::plan(&config, shape).unwrap().parameters() as f64 / 1e6;
+    assert!((found - 119.5).abs() <= 0.06, "Chronos-2: {found} million");
+    let config = tirex::Config {
+        input_patch_size: 32,
+        output_patch_size: 32,
+        quantiles: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+        block_kwargs: tirex::Blocks {
+            embedding_dim: 512,
+            num_heads: 4,
+            num_blocks: 12,
+            ffn_proj_factor: 2.6667,
+        },
+        input_ff_dim: 2048,
+        train_ctx_len: 2048,
+    };
+    let found = tirex::plan(&config, 1).unwrap().parameters() as f64 / 1e6;
+    assert!((found - 35.29).abs() <= 0.01, "TiRex: {found} million");
 }

@@ -175,8 +175,8 @@ impl DeepArConfig {
         let (one, window) = (Dim::Fixed(1), &self.window);
         let y = b.input("y", DType::F32, &[Dim::BATCH, one, one]);
         let scaled = window.scaler != WindowScaler::Identity;
-        let statistics = scaled
-            .then(|| b.input("statistics", DType::F32, &[Dim::BATCH, 2.into(), one]));
+        let statistics =
+            scaled.then(|| b.input("statistics", DType::F32, &[Dim::BATCH, 2.into(), one]));
         let (future, statics) = (window.future, window.statics);
         let beside = Beside {
             historic: self.unknown(b)?,

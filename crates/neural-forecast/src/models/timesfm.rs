@@ -8,7 +8,7 @@ use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::device::WeightSource;
 use neural_forecast_runtime::ops::{
     Activation, Attention, AttentionLayer, BinaryKind, Center, Columns, Denormalize, FeedForward,
-    Keep, KeyValueRing, Masked, Normalize, NormPlacement, NormWeights, Op, Operand, QkNorm, Rope,
+    Keep, KeyValueRing, Masked, NormPlacement, NormWeights, Normalize, Op, Operand, QkNorm, Rope,
     Scaler, Slice, Spread, Stack, Statistics, Sublayer, SublayerKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{
@@ -178,9 +178,7 @@ const NEAR: &str = "output_projection_quantiles.near";
 
 /// From transformers' names to the original's.
 fn rename(config: &Config, weights: &mut Rearranged<'_>) -> Result<(), PlanError> {
-    for (ours, theirs) in
-        [("hidden", "input"), ("output", "output"), ("residual", "residual")]
-    {
+    for (ours, theirs) in [("hidden", "input"), ("output", "output"), ("residual", "residual")] {
         for part in ["weight", "bias"] {
             let to = format!("tokenizer.{ours}_layer.{part}");
             weights.rename(&to, &format!("model.input_ff_layer.{theirs}_layer.{part}"))?;
@@ -206,7 +204,8 @@ fn rename(config: &Config, weights: &mut Rearranged<'_>) -> Result<(), PlanError
             ("ff0.weight", "mlp.fc1.weight"),
             ("ff1.weight", "mlp.fc2.weight"),
         ] {
-            weights.rename(&format!("stacked_xf.{l}.{ours}"), &format!("model.layers.{l}.{theirs}"))?;
+            weights
+                .rename(&format!("stacked_xf.{l}.{ours}"), &format!("model.layers.{l}.{theirs}"))?;
         }
     }
     Ok(())
@@ -277,15 +276,18 @@ struct States {
 
 impl Config {
     fn check(&self, output_patches: usize) -> Result<(), PlanError> {
-        check_sizes(PLACE, &[
-            ("patch_length", self.patch_length),
-            ("context_length", self.context_length),
-            ("horizon_length", self.horizon_length),
-            ("output_quantile_len", self.output_quantile_len),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("output patches", output_patches),
-        ])?;
+        check_sizes(
+            PLACE,
+            &[
+                ("patch_length", self.patch_length),
+                ("context_length", self.context_length),
+                ("horizon_length", self.horizon_length),
+                ("output_quantile_len", self.output_quantile_len),
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+                ("output patches", output_patches),
+            ],
+        )?;
         check_levels(PLACE, &self.quantiles)?;
         check_heads(PLACE, self.hidden_size, self.num_attention_heads)?;
         in_range(PLACE, "num_hidden_layers", self.num_hidden_layers, 1, LAYERS_MAX)?;
@@ -508,9 +510,7 @@ impl Config {
             bias: None,
             rope: Some(ROPE),
             qk_norm: Some(self.qk_norm(b, l)),
-            per_dim_scale: Some(
-                b.weight(name("attn.per_dim_scale.per_dim_scale"), &[d / heads]),
-            ),
+            per_dim_scale: Some(b.weight(name("attn.per_dim_scale.per_dim_scale"), &[d / heads])),
         };
         let feed_forward = FeedForward {
             up: product(b, &name("ff0"), [ff, d], false),
@@ -531,9 +531,8 @@ impl Config {
     }
 
     fn norms(&self, b: &mut PlanBuilder, l: usize) -> [NormWeights; 4] {
-        ["pre_attn_ln", "post_attn_ln", "pre_ff_ln", "post_ff_ln"].map(|part| {
-            rms_norm(b, &format!("stacked_xf.{l}.{part}.scale"), self.hidden_size, EPS)
-        })
+        ["pre_attn_ln", "post_attn_ln", "pre_ff_ln", "post_ff_ln"]
+            .map(|part| rms_norm(b, &format!("stacked_xf.{l}.{part}.scale"), self.hidden_size, EPS))
     }
 
     fn qk_norm(&self, b: &mut PlanBuilder, l: usize) -> QkNorm {
@@ -592,12 +591,7 @@ impl Config {
     }
 
     /// The outputs of one pass: forecast, and what the next step reads.
-    fn emit(
-        &self,
-        b: &mut PlanBuilder,
-        x: ValueId,
-        statistics: ValueId,
-    ) -> Result<(), PlanError> {
+    fn emit(&self, b: &mut PlanBuilder, x: ValueId, statistics: ValueId) -> Result<(), PlanError> {
         let h = self.horizon_length;
         let forecast = self.head(b, x, "output_projection_point", h, statistics)?;
         let feedback = slice(b, forecast, 2, self.decode_index, 1)?;
