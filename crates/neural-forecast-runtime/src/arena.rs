@@ -48,9 +48,9 @@ pub struct ArenaPlan {
 
 impl ArenaPlan {
     /// Lays out an entry's values: a value occupies its region from the step that writes it to the
-    /// last step that reads it, and values whose lifetimes do not meet share bytes. A reshaped value
-    /// has the region of its source. Inputs and outputs are never shared, because the host writes
-    /// and reads them outside of the run.
+    /// last step that reads it, and values whose lifetimes do not meet share bytes. A reshaped
+    /// value has the region of its source. Inputs and outputs are never shared, because the host
+    /// writes and reads them outside of the run.
     pub fn new(entry: &Entry, bucket: Bucket) -> ArenaPlan {
         let owners = owners(entry);
         let lives = lifetimes(entry, &owners);

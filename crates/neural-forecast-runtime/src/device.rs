@@ -23,31 +23,32 @@
 //! # When errors appear
 //! An error of a run is returned by `wait` of that run. The first error wins and is kept: until
 //! [`Program::wait`] has reported it, `submit` returns the same error. After
-//! [`DeviceErrorKind::Lost`](crate::DeviceErrorKind::Lost) every call on everything that came from
+//! [`DeviceErrorKind::Lost`] every call on everything that came from
 //! the device returns `Lost`.
 //!
 //! # Memory
 //! A buffer is (arena, offset), never an address: WebGPU has none. Values live in one arena a
 //! program, sized by [`crate::arena::ArenaPlan`] with one named line per owner, allocated when the
 //! program is compiled and sealed: a run allocates nothing. Offsets are multiples of
-//! [`crate::arena::ALIGNMENT`] (256 bytes). On WebGPU the whole arena is bound read-write, because one buffer may
-//! not be bound both ways in one dispatch; weights are separate and read-only. An op binds at most
-//! [`Capabilities::bindings_max`] buffers of at most [`Capabilities::binding_bytes_max`] each.
-//! [`check_limits`] says which steps of a plan exceed them.
+//! [`crate::arena::ALIGNMENT`] (256 bytes). On WebGPU the whole arena is bound read-write, because
+//! one buffer may not be bound both ways in one dispatch; weights are separate and read-only. An op
+//! binds at most [`Capabilities::bindings_max`] buffers of at most
+//! [`Capabilities::binding_bytes_max`] each. [`check_limits`] says which steps of a plan exceed
+//! them.
 //!
 //! # States
-//! A plan's states live on the device in a store of slots, one slot a sequence. A run names the slot
-//! of each of its rows in [`Run::slots`]; kernels read that vector on the device, so a captured
-//! graph never changes when sequences come and go. A cancelled or failed run leaves the slots as
-//! they were: kernels write the new state into the arena and the last step commits it.
+//! A plan's states live on the device in a store of slots, one slot a sequence. A run names the
+//! slot of each of its rows in [`Run::slots`]; kernels read that vector on the device, so a
+//! captured graph never changes when sequences come and go. A cancelled or failed run leaves the
+//! slots as they were: kernels write the new state into the arena and the last step commits it.
 //!
 //! # Residency, yielding, cancelling
 //! Workgroups have no progress guarantee towards each other. A kernel whose blocks wait for one
-//! another must be launched cooperatively and its program declares
-//! [`Residency::Exclusive`]: two such programs half-resident at once deadlock, so the multiplexer
-//! runs them one at a time (per share of the device). A program reaches a yield point at least every
-//! [`YIELD_US_MAX`] µs, or declares the share of the device that it leaves free. At a yield point
-//! it observes cancellation and lets work of higher priority in.
+//! another must be launched cooperatively and its program declares [`Residency::Exclusive`]: two
+//! such programs half-resident at once deadlock, so the multiplexer runs them one at a time (per
+//! share of the device). A program reaches a yield point at least every [`YIELD_US_MAX`] µs, or
+//! declares the share of the device that it leaves free. At a yield point it observes cancellation
+//! and lets work of higher priority in.
 //!
 //! # Threads
 //! All three traits are `Send`. A backend whose native objects belong to one thread (a CUDA graph
@@ -423,7 +424,8 @@ impl ProgramInfo {
     /// Checks what is handed to [`Program::read`] after a run of `rows` rows.
     ///
     /// # Panics
-    /// If there is no such output, or the buffer is no whole number of rows, or longer than what ran.
+    /// If there is no such output, or the buffer is no whole number of rows, or longer than what
+    /// ran.
     pub fn check_read(&self, output: usize, length: usize, rows: usize) {
         let Some((declared, &(all, row))) =
             self.outputs.get(output).zip(self.output_elements.get(output))
@@ -642,8 +644,8 @@ pub trait Program: Send + fmt::Debug {
 /// Which of a plan's steps exceed a device's binding limits in a bucket: label and reason.
 ///
 /// Values are bound as one arena where that fits into a binding, else each on its own. Weights of a
-/// step are bound each on its own, or packed into one buffer, whichever the limits allow. States are
-/// a binding each, the slot vector is one more.
+/// step are bound each on its own, or packed into one buffer, whichever the limits allow. States
+/// are a binding each, the slot vector is one more.
 pub fn check_limits(
     plan: &Plan,
     entry: &Entry,

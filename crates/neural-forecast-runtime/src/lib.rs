@@ -1,8 +1,8 @@
 //! The runtime of `neural-forecast`: plans of model-level ops, their reference implementations, and
 //! the contract between plans and devices.
 //!
-//! A forecaster builds a [`plan::Plan`]; a backend implements [`device::Device`] and compiles one of
-//! the plan's entries into a [`device::Program`]; everything between the two is here: the closed
+//! A forecaster builds a [`plan::Plan`]; a backend implements [`device::Device`] and compiles one
+//! of the plan's entries into a [`device::Program`]; everything between the two is here: the closed
 //! list of [`ops`], arenas, lowering and fusion.
 //!
 //! What this crate does not know: models and their names, files and formats, threads, HTTP, async.

@@ -2,10 +2,11 @@
 //!
 //! Stacks become norms, products, attention and sums; stacked recurrences become one recurrence a
 //! layer; products with an epilogue become plain products and elementwise ops. The result computes
-//! the same numbers up to rounding. Does not fuse: that is [`fuse`](mod@crate::fuse), usually run after.
+//! the same numbers up to rounding. Does not fuse: that is [`fuse`](mod@crate::fuse), usually run
+//! after.
 //!
-//! What is not lowered: a recurrence whose states live in slots (a slot holds all its layers), and a
-//! bidirectional layer (there is no op that turns time around).
+//! What is not lowered: a recurrence whose states live in slots (a slot holds all its layers), and
+//! a bidirectional layer (there is no op that turns time around).
 
 use crate::error::PlanError;
 use crate::ops::{

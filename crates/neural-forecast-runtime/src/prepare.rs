@@ -1,4 +1,5 @@
-//! What happens to a plan before a device compiles it: lowering to what the device has, then fusion.
+//! What happens to a plan before a device compiles it: lowering to what the device has, then
+//! fusion.
 //!
 //! Shared by all devices, so that they differ in kernels alone.
 

@@ -28,8 +28,8 @@ pub enum Persona {
     /// kernel that holds its multiprocessors exclusively.
     CudaGraph,
     /// The least that WebGPU guarantees, in a browser: 8 bindings of 128 MiB, no stack kernels, and
-    /// a `wait` for a run that has not been polled to its end is a breach, because nothing can block
-    /// there.
+    /// a `wait` for a run that has not been polled to its end is a breach, because nothing can
+    /// block there.
     WebGpuMinimum,
     /// A processor: runs are finished when `submit` returns, all ops have kernels.
     Cpu,

@@ -47,11 +47,11 @@ impl Map {
         // SAFETY:
         // 1. `file` is open for reading and `length` is its length just now, so the mapping lies
         //    within the file.
-        // 2. The mapping is private to this value and read-only; memory is never written through it,
-        //    and its bytes are handed out only borrowed from `self`, so none outlives the mapping.
+        // 2. The mapping is private to this value and read-only; memory is never written through
+        //    it, and its bytes are handed out only borrowed from `self`, so none outlives it.
         // 3. Every bit pattern is a valid `u8`. What remains is a change of the file by somebody
-        //    else while it is mapped; the type's documentation forbids it to the caller, and nothing
-        //    in this workspace writes to a file that it maps.
+        //    else while it is mapped; the type's documentation forbids it to the caller, and
+        //    nothing in this workspace writes to a file that it maps.
         let map = unsafe { memmap2::MmapOptions::new().len(length).map(&file) }?;
         Ok(Map { map: Some(map) })
     }

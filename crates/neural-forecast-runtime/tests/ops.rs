@@ -334,7 +334,8 @@ fn queries_are_normalised_and_scaled_by_dimension() {
     let qk_norm = Some(QkNorm { query, key, eps: 0.0 });
     let y = b.one(Attention { qk_norm, per_dim_scale: Some(scale), ..plain });
     let y = b.run(&[y]);
-    // Roots of mean squares: 3.5355 and 7.0711 and 1. softplus(0) / ln 2 = 1, so q is divided by √2.
+    // Roots of mean squares: 3.5355 and 7.0711 and 1. softplus(0) / ln 2 = 1, so q is divided by
+    // √2.
     let root = 12.5_f64.sqrt();
     let (a, c) = (6.0 / root / 2.0_f64.sqrt(), 4.0 / root / 2.0_f64.sqrt());
     let (first, second) = (a * 3.0 / root + c * 4.0 / root, a - c);

@@ -333,7 +333,8 @@ fn recurrences() {
         case(
             |b| RnnStack { hidden: usize::MAX, ..rnn(b) }.into(),
             &format!(
-                "`layer 0 w_ih` (`w[20, 6]`) has shape [20, 6], expected [gates·D, inputs] = [{}, 6]",
+                "`layer 0 w_ih` (`w[20, 6]`) has shape [20, 6], \
+                 expected [gates·D, inputs] = [{}, 6]",
                 usize::MAX
             ),
         ),
@@ -393,7 +394,8 @@ fn stacks() {
                 stack(b, SublayerKind::SelfAttention(a))
             },
             &format!(
-                "`layer 0 query` (`w[6, 6]`) has shape [6, 6], expected [outputs, inputs] = [{}, 6]",
+                "`layer 0 query` (`w[6, 6]`) has shape [6, 6], \
+                 expected [outputs, inputs] = [{}, 6]",
                 usize::MAX
             ),
         ),

@@ -1,8 +1,8 @@
 //! `normalize` and `denormalize`: scaling a window by statistics of itself, and back.
 //!
-//! Every scaler of the supported families is one `(shift, scale)` per row and channel, computed over
-//! the masked time axis, so that undoing it is one multiply-add. Not the per-series scalers of a
-//! training set: the forecaster applies those before a window exists.
+//! Every scaler of the supported families is one `(shift, scale)` per row and channel, computed
+//! over the masked time axis, so that undoing it is one multiply-add. Not the per-series scalers of
+//! a training set: the forecaster applies those before a window exists.
 
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
@@ -141,7 +141,8 @@ pub struct Normalize {
 pub struct Denormalize {
     /// Scaled forecasts `[B, H, C · O]`, channels outer.
     pub x: ValueId,
-    /// Statistics `[B, 2, C]`, or `[B, N, 2]` of a prefix scaler, of which the last patch's are used.
+    /// Statistics `[B, 2, C]`, or `[B, N, 2]` of a prefix scaler, of which the last patch's are
+    /// used.
     pub statistics: ValueId,
     /// Whether `statistics` are of a prefix scaler.
     pub prefix: bool,

@@ -1,10 +1,13 @@
-//! `rnn_stack`: stacked recurrences over time, uni- or bidirectional, projected, with carried state.
+//! `rnn_stack`: stacked recurrences over time, uni- or bidirectional, projected, with carried
+//! state.
 //!
-//! Does not hold a forecaster's decoder: that is a `linear` after it. Gate orders are fixed here and
-//! nowhere else: LSTM `i, f, g, o`; GRU `r, z, n`; sLSTM `i, f, z, o`; importers permute to these.
+//! Does not hold a forecaster's decoder: that is a `linear` after it. Gate orders are fixed here
+//! and nowhere else: LSTM `i, f, g, o`; GRU `r, z, n`; sLSTM `i, f, z, o`; importers permute to
+//! these.
 //!
 //! The sums of a gate are two: `(W_ih·x + b_ih) + (W_hh·h + b_hh)`, each accumulated on its own and
-//! added once, so that a streaming tick which has the second sum ready gives the bits of the window.
+//! added once, so that a streaming tick which has the second sum ready gives the bits of the
+//! window.
 
 use super::elementwise::{sigmoid, softplus};
 use super::{Keep, ShapeContext, Shapes};

@@ -468,13 +468,6 @@ impl Stack {
                 *q *= factor * softplus(scale[i % a.head]);
             }
         }
-        let score =
-            |(q, k, scale): &(Tensor, Tensor, f64), h: usize, qi: [usize; 2], kj: [usize; 2]| {
-                let product = |d: usize| {
-                    q.at(&[qi[0], qi[1], h * a.head + d]) * k.at(&[kj[0], kj[1], h * a.head + d])
-                };
-                scale * (0..a.head).map(product).sum::<f64>()
-            };
         let own = (q, k, f64::from(a.scale));
         let (groups, depth) = match &mut over {
             Over::Time(depth) => {
@@ -490,7 +483,7 @@ impl Stack {
         for b in 0..rows {
             for i in 0..queries {
                 // Which (row, position) pairs the query may see.
-                let visible: Vec<[usize; 2]> = match groups {
+                let mut visible: Vec<[usize; 2]> = match groups {
                     Some(groups) => {
                         (0..rows).filter(|&r| groups[r] == groups[b]).map(|r| [r, i]).collect()
                     }
@@ -499,20 +492,20 @@ impl Stack {
                         .map(|j| [b, j])
                         .collect(),
                 };
-                let open = |key: &&[usize; 2]| mask.is_none_or(|mask| mask.at(*key) != 0.0);
-                let visible: Vec<[usize; 2]> = visible.iter().filter(open).copied().collect();
+                visible.retain(|key| mask.is_none_or(|mask| mask.at(key) != 0.0));
                 for h in 0..if visible.is_empty() { 0 } else { a.heads } {
-                    let mut weights: Vec<f64> = visible
-                        .iter()
-                        .map(|&key| {
-                            let scores = depth.iter().map(|pair| score(pair, h, [b, i], key));
-                            scores.sum::<f64>() + a.bias_at(c, h, i, key[1], shift)
-                        })
-                        .collect();
+                    let score = |&key: &[usize; 2]| {
+                        let scores = depth.iter().map(|(q, k, scale)| {
+                            let (q, k) = (a.head_of(q, [b, i], h), a.head_of(k, key, h));
+                            scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                        });
+                        scores.sum::<f64>() + a.bias_at(c, h, i, key[1], shift)
+                    };
+                    let mut weights: Vec<f64> = visible.iter().map(score).collect();
                     softmax(&mut weights);
-                    for (weight, key) in weights.iter().zip(&visible) {
-                        for d in h * a.head..(h + 1) * a.head {
-                            *y.at_mut(&[b, i, d]) += weight * v.at(&[key[0], key[1], d]);
+                    for (weight, &key) in weights.iter().zip(&visible) {
+                        for (d, v) in a.head_of(&v, key, h).iter().enumerate() {
+                            *y.at_mut(&[b, i, h * a.head + d]) += weight * v;
                         }
                     }
                 }
@@ -571,6 +564,12 @@ impl AttentionLayer {
                 }
             }
         }
+    }
+
+    /// Head `h` of the vector at (row, position).
+    fn head_of<'a>(&self, x: &'a Tensor, at: [usize; 2], h: usize) -> &'a [f64] {
+        let start = (at[0] * x.shape[1] + at[1]) * x.shape[2] + h * self.head;
+        &x.data[start..start + self.head]
     }
 
     fn bias_at(

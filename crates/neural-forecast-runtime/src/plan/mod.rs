@@ -50,7 +50,8 @@ impl StateId {
     }
 }
 
-/// Element type of a value. Masks are `F32` of 0 and 1, because WebGPU storage has no narrower type.
+/// Element type of a value. Masks are `F32` of 0 and 1, because WebGPU storage has no narrower
+/// type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float. Devices may keep intermediate values narrower where the precision says so.

@@ -6,14 +6,16 @@ use super::{Case, Tolerance};
 use crate::device::{
     Data, Device, KernelClass, LoadOptions, Program, Request, Resident, Run, Support,
 };
+use crate::ops::Op;
 use crate::plan::{Bucket, DType};
-use crate::reference::{ReferenceDevice, Tensor};
+use crate::reference::ReferenceDevice;
 
 /// Runs of a case with states: enough to carry something and to wrap a small ring.
 const STATEFUL_RUNS: usize = 3;
 
 /// Compares a device with the reference on one case. Checks the outputs, the states after several
-/// runs, that a run in a larger bucket gives the same bits, and that a repeated run does.
+/// runs, that a run in a larger bucket gives the same bits, that a repeated run does, and that a row
+/// alone does; all with the kernels of either class.
 ///
 /// # Errors
 /// What differs, as text. `Ok(false)` where the device does not support an op of the case.
@@ -28,10 +30,26 @@ pub fn conform(device: &dyn Device, case: &Case, options: &LoadOptions) -> Resul
     let reference_options =
         LoadOptions { precision: crate::device::Precision::F32, ..options.clone() };
     let reference = ReferenceDevice::new();
-    let mut expected = Bench::new(&reference, case, &reference_options, case.bucket)?;
-    let mut exact = Bench::new(device, case, options, case.bucket)?;
-    let roomy = Bucket { batch: case.bucket.batch + 3, ..case.bucket };
-    let mut larger = Bench::new(device, case, options, roomy)?;
+    for class in [KernelClass::Latency, KernelClass::Throughput] {
+        let expected = Bench::new(&reference, case, &reference_options, case.bucket, class)?;
+        let exact = Bench::new(device, case, options, case.bucket, class)?;
+        let spare = if class == KernelClass::Latency { 3 } else { 61 };
+        let roomy = Bucket { batch: case.bucket.batch + spare, ..case.bucket };
+        let larger = Bench::new(device, case, options, roomy, class)?;
+        compare_runs(case, expected, exact, larger)
+            .map_err(|message| format!("{} kernels: {message}", class.name()))?;
+    }
+    Ok(true)
+}
+
+/// Runs a case on the reference, on the device, and on the device in a larger bucket.
+fn compare_runs(
+    case: &Case,
+    mut expected: Bench,
+    mut exact: Bench,
+    mut larger: Bench,
+) -> Result<(), String> {
+    let entry = case.plan.entry(case.entry).ok_or("the case has no such entry")?;
     let runs = if entry.uses_states() { STATEFUL_RUNS } else { 1 };
     for run in 0..runs {
         let expected = expected.run(case)?;
@@ -40,7 +58,7 @@ pub fn conform(device: &dyn Device, case: &Case, options: &LoadOptions) -> Resul
             compare(found, expected, case.tolerance)
                 .map_err(|m| format!("run {run}, output {i}: {m}"))?;
         }
-        if larger.run(case)?.iter().flatten().map(|x| x.to_bits()).ne(bits(&found)) {
+        if bits(&larger.run(case)?).ne(bits(&found)) {
             return Err(format!("run {run}: bits depend on the bucket's batch"));
         }
     }
@@ -53,10 +71,29 @@ pub fn conform(device: &dyn Device, case: &Case, options: &LoadOptions) -> Resul
                     .map_err(|m| format!("state `{}` of slot {slot}: {m}", state.name))?;
             }
         }
-    } else if exact.run(case)?.iter().flatten().map(|x| x.to_bits()).ne(bits(&exact.run(case)?)) {
+        return Ok(());
+    }
+    let all = exact.run(case)?;
+    if bits(&all).ne(bits(&exact.run(case)?)) {
         return Err("bits differ between two equal runs".into());
     }
-    Ok(true)
+    // Rows of the batch see one another in attention over groups alone.
+    let coupled = |op: &Op| match op {
+        Op::Attention(op) => op.groups.is_some(),
+        Op::EncoderStack(op) | Op::DecoderStack(op) => op.groups.is_some(),
+        _ => false,
+    };
+    if entry.steps.iter().any(|step| coupled(&step.op)) {
+        return Ok(());
+    }
+    let alone = exact.run_rows(case, 1)?;
+    for (i, (alone, all)) in alone.iter().zip(&all).enumerate() {
+        let row = exact.program.info().output_elements[i].1;
+        if row > 0 && alone.iter().map(|x| x.to_bits()).ne(all[..row].iter().map(|x| x.to_bits())) {
+            return Err(format!("output {i}: bits of a row depend on the other rows"));
+        }
+    }
+    Ok(())
 }
 
 /// Runs [`conform`] on many cases and gives the names and messages of all that failed, and how many
@@ -112,26 +149,35 @@ impl Bench {
         case: &Case,
         options: &LoadOptions,
         bucket: Bucket,
+        class: KernelClass,
     ) -> Result<Bench, String> {
         let batch = case.bucket.batch;
         let options = LoadOptions { state_slots: batch, ..options.clone() };
         let resident = device.load(&case.plan, &case.weights, &options);
         let mut resident = resident.map_err(|e| format!("load: {e}"))?;
-        let request = Request { entry: case.entry, bucket, class: KernelClass::Latency };
+        let request = Request { entry: case.entry, bucket, class };
         let program = resident.compile(request).map_err(|e| format!("compile: {e}"))?;
         let stateful = case.plan.entry(case.entry).is_some_and(|entry| entry.uses_states());
         let slots = if stateful { (0..batch as u32).rev().collect() } else { Vec::new() };
         Ok(Bench { resident, program, slots })
     }
 
-    /// Writes the inputs, runs, waits and reads all outputs.
+    /// Runs all rows.
     fn run(&mut self, case: &Case) -> Result<Vec<Vec<f32>>, String> {
+        self.run_rows(case, case.bucket.batch)
+    }
+
+    /// Writes the first rows of the inputs, runs, waits and reads all outputs.
+    fn run_rows(&mut self, case: &Case, rows: usize) -> Result<Vec<Vec<f32>>, String> {
         let entry = case.plan.entry(case.entry).ok_or("the case has no such entry")?;
         for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&case.inputs).enumerate() {
-            write(self.program.as_mut(), i, entry.value(input.value).dtype, tensor);
+            let (all, row) = self.program.info().input_elements[i];
+            let elements = if row == 0 { all } else { row * rows };
+            let data = &tensor.data[..elements];
+            write(self.program.as_mut(), i, entry.value(input.value).dtype, data);
         }
-        let rows = case.bucket.batch;
-        let run = Run { rows, slots: &self.slots, cancel: None };
+        let slots = self.slots.get(..rows).unwrap_or_default();
+        let run = Run { rows, slots, cancel: None };
         self.program.submit(&run).map_err(|e| format!("submit: {e}"))?;
         // Polled to its end first, because some devices cannot block.
         while !self.program.poll() {
@@ -149,11 +195,14 @@ impl Bench {
     }
 }
 
-fn write(program: &mut dyn Program, input: usize, dtype: DType, tensor: &Tensor) {
+fn write(program: &mut dyn Program, input: usize, dtype: DType, data: &[f64]) {
     match dtype {
-        DType::F32 => program.write(input, Data::F32(&tensor.to_f32())),
+        DType::F32 => {
+            let floats: Vec<f32> = data.iter().map(|&x| x as f32).collect();
+            program.write(input, Data::F32(&floats));
+        }
         DType::I32 => {
-            let integers: Vec<i32> = tensor.data.iter().map(|&x| x as i32).collect();
+            let integers: Vec<i32> = data.iter().map(|&x| x as i32).collect();
             program.write(input, Data::I32(&integers));
         }
     }
