@@ -214,10 +214,7 @@ pub(crate) fn binary(
 }
 
 /// The mask of an observed window and the window without NaN: `(values, mask)`.
-pub(crate) fn observed(
-    b: &mut PlanBuilder,
-    x: ValueId,
-) -> Result<(ValueId, ValueId), PlanError> {
+pub(crate) fn observed(b: &mut PlanBuilder, x: ValueId) -> Result<(ValueId, ValueId), PlanError> {
     let mask = unary(b, x, UnaryKind::Observed)?;
     Ok((unary(b, x, UnaryKind::NanToZero)?, mask))
 }

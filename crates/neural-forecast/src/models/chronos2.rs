@@ -7,7 +7,7 @@
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, BinaryKind, Center, Denormalize, FeedForward, Keep, Masked,
-    Normalize, NormPlacement, NormWeights, Op, Operand, Ramp, Rope, Scaler, Slice, Spread, Stack,
+    NormPlacement, NormWeights, Normalize, Op, Operand, Ramp, Rope, Scaler, Slice, Spread, Stack,
     Sublayer, SublayerKind, UnaryKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{
@@ -16,8 +16,8 @@ use neural_forecast_runtime::plan::{
 use serde::Deserialize;
 
 use super::blocks::{
-    LAYERS_MAX, ResidualBlock, affine, binary, check_levels, check_sizes, concat, expand,
-    in_range, observed, product, reshape, rms_norm, shift_and_scale, slice, transpose, unary,
+    LAYERS_MAX, ResidualBlock, affine, binary, check_levels, check_sizes, concat, expand, in_range,
+    observed, product, reshape, rms_norm, shift_and_scale, slice, transpose, unary,
 };
 use super::chronos_bolt::{patches, token};
 
@@ -151,16 +151,19 @@ struct Network<'a> {
 impl<'a> Network<'a> {
     fn new(c: &'a Config, shape: Shape) -> Result<Self, PlanError> {
         let f = &c.chronos_config;
-        check_sizes(PLACE, &[
-            ("d_model", c.d_model),
-            ("d_ff", c.d_ff),
-            ("d_kv", c.d_kv),
-            ("num_heads", c.num_heads),
-            ("vocab_size", c.vocab_size),
-            ("context_length", f.context_length),
-            ("input_patch_size", f.input_patch_size),
-            ("time_encoding_scale", f.time_encoding_scale.unwrap_or(1)),
-        ])?;
+        check_sizes(
+            PLACE,
+            &[
+                ("d_model", c.d_model),
+                ("d_ff", c.d_ff),
+                ("d_kv", c.d_kv),
+                ("num_heads", c.num_heads),
+                ("vocab_size", c.vocab_size),
+                ("context_length", f.context_length),
+                ("input_patch_size", f.input_patch_size),
+                ("time_encoding_scale", f.time_encoding_scale.unwrap_or(1)),
+            ],
+        )?;
         check_levels(PLACE, &f.quantiles)?;
         in_range(PLACE, "num_layers", c.num_layers, 1, LAYERS_MAX)?;
         in_range(PLACE, "reg_token_id", c.reg_token_id, 0, c.vocab_size - 1)?;
@@ -340,9 +343,8 @@ impl<'a> Network<'a> {
     fn attention(&self, b: &mut PlanBuilder, name: &str) -> AttentionLayer {
         let (d, heads, head) = (self.c.d_model, self.c.num_heads, self.c.d_kv);
         let width = heads * head;
-        let mut map = |part: &str, shape| {
-            product(b, &format!("{name}.self_attention.{part}"), shape, false)
-        };
+        let mut map =
+            |part: &str, shape| product(b, &format!("{name}.self_attention.{part}"), shape, false);
         AttentionLayer {
             query: map("q", [width, d]),
             key: map("k", [width, d]),
@@ -369,12 +371,7 @@ impl<'a> Network<'a> {
         rms_norm(b, &format!("{name}.weight"), self.c.d_model, eps)
     }
 
-    fn head(
-        &self,
-        b: &mut PlanBuilder,
-        x: ValueId,
-        statistics: ValueId,
-    ) -> Result<(), PlanError> {
+    fn head(&self, b: &mut PlanBuilder, x: ValueId, statistics: ValueId) -> Result<(), PlanError> {
         b.scope("head");
         let (c, f) = (self.c, self.f);
         let (levels, m, p) = (f.quantiles.len(), self.shape.output_patches, f.output_patch_size);

@@ -7,9 +7,9 @@
 
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
-    Activation, AttentionBias, AttentionLayer, Center, Denormalize, FeedForward, Masked, Normalize,
-    NormPlacement, NormWeights, Op, Operand, Patch, PatchPad, Pool, PoolKind, Scaler, Spread, Stack, Sublayer,
-    SublayerKind, UnaryKind, ZeroSpread,
+    Activation, AttentionBias, AttentionLayer, Center, Denormalize, FeedForward, Masked,
+    NormPlacement, NormWeights, Normalize, Op, Operand, Patch, PatchPad, Pool, PoolKind, Scaler,
+    Spread, Stack, Sublayer, SublayerKind, UnaryKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{
     Channel, Context, DType, Dim, EntryKind, Plan, PlanBuilder, ValueId, WeightId,
@@ -137,17 +137,20 @@ struct Network<'a> {
 impl<'a> Network<'a> {
     fn new(c: &'a Config) -> Result<Self, PlanError> {
         let f = &c.chronos_config;
-        check_sizes(PLACE, &[
-            ("d_model", c.d_model),
-            ("d_ff", c.d_ff),
-            ("d_kv", c.d_kv),
-            ("num_heads", c.num_heads),
-            ("relative_attention_num_buckets", c.relative_attention_num_buckets),
-            ("relative_attention_max_distance", c.relative_attention_max_distance),
-            ("context_length", f.context_length),
-            ("prediction_length", f.prediction_length),
-            ("input_patch_size", f.input_patch_size),
-        ])?;
+        check_sizes(
+            PLACE,
+            &[
+                ("d_model", c.d_model),
+                ("d_ff", c.d_ff),
+                ("d_kv", c.d_kv),
+                ("num_heads", c.num_heads),
+                ("relative_attention_num_buckets", c.relative_attention_num_buckets),
+                ("relative_attention_max_distance", c.relative_attention_max_distance),
+                ("context_length", f.context_length),
+                ("prediction_length", f.prediction_length),
+                ("input_patch_size", f.input_patch_size),
+            ],
+        )?;
         check_levels(PLACE, &f.quantiles)?;
         let decoder_layers = c.num_decoder_layers.unwrap_or(c.num_layers);
         in_range(PLACE, "num_layers", c.num_layers, 1, LAYERS_MAX)?;

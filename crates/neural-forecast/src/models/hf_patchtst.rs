@@ -5,7 +5,7 @@
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, Binary, BinaryKind, Center, Denormalize, FeedForward, Linear,
-    Normalize, NormKind, NormPlacement, NormWeights, Op, Operand, Patch, PatchPad, Pool, PoolKind,
+    NormKind, NormPlacement, NormWeights, Normalize, Op, Operand, Patch, PatchPad, Pool, PoolKind,
     Scaler, Spread, Stack, Sublayer, SublayerKind, UnaryKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{
@@ -121,14 +121,16 @@ const SCALE_MIN: f32 = f32::EPSILON;
 /// Builds the entry `full`.
 ///
 /// Inputs `y [B, T, C]` and `mask [B, T, C]` (1 where observed; NaN in `y` counts as 0, as the
-/// framework asks of its callers). Output `forecast [B, H, C]`; with `nll` instead `df` (Student-t),
-/// `loc` and `scale`, each `[B, H, C]` in the units of the data. Weights are the framework's own.
+/// framework asks of its callers). Output `forecast [B, H, C]`; with `nll` instead `df` (of a
+/// Student-t), `loc` and `scale`, each `[B, H, C]` in the units of the data. Weights are the
+/// framework's own.
 ///
 /// # Errors
 /// A configuration that no network can have, or one that is not supported, by name.
 pub fn plan(config: &Config) -> Result<Plan, PlanError> {
     let network = Network::new(config)?;
-    let mut builder = PlanBuilder::new("PatchTSTForPrediction", Context::Fixed(network.c.context_length));
+    let mut builder =
+        PlanBuilder::new("PatchTSTForPrediction", Context::Fixed(network.c.context_length));
     builder.begin(EntryKind::Full);
     network.full(&mut builder)?;
     builder.finish()
@@ -145,15 +147,18 @@ struct Network<'a> {
 
 impl<'a> Network<'a> {
     fn new(c: &'a Config) -> Result<Self, PlanError> {
-        check_sizes(PLACE, &[
-            ("num_input_channels", c.num_input_channels),
-            ("context_length", c.context_length),
-            ("patch_length", c.patch_length),
-            ("patch_stride", c.patch_stride),
-            ("d_model", c.d_model),
-            ("ffn_dim", c.ffn_dim),
-            ("prediction_length", c.prediction_length),
-        ])?;
+        check_sizes(
+            PLACE,
+            &[
+                ("num_input_channels", c.num_input_channels),
+                ("context_length", c.context_length),
+                ("patch_length", c.patch_length),
+                ("patch_stride", c.patch_stride),
+                ("d_model", c.d_model),
+                ("ffn_dim", c.ffn_dim),
+                ("prediction_length", c.prediction_length),
+            ],
+        )?;
         in_range(PLACE, "num_hidden_layers", c.num_hidden_layers, 1, LAYERS_MAX)?;
         in_range(PLACE, "patch_length", c.patch_length, 1, c.context_length)?;
         check_heads(PLACE, c.d_model, c.num_attention_heads)?;
@@ -301,7 +306,7 @@ impl<'a> Network<'a> {
         Ok(x)
     }
 
-    /// Self-attention of layer `l` with the norm of sublayer `sublayer`; time and channels share it.
+    /// Self-attention of layer `l` with the norm of a sublayer; time and channels share its maps.
     fn attention(&self, b: &mut PlanBuilder, l: usize, sublayer: usize) -> Sublayer {
         let (d, heads) = (self.c.d_model, self.c.num_attention_heads);
         let mut map = |part: &str| {
@@ -395,11 +400,7 @@ fn squareplus(b: &mut PlanBuilder, x: ValueId) -> Result<ValueId, PlanError> {
 }
 
 /// `[inner·B, n, D] → [n·B, inner, D]`: what was position becomes row.
-fn swap(
-    b: &mut PlanBuilder,
-    x: ValueId,
-    [inner, n, d]: [usize; 3],
-) -> Result<ValueId, PlanError> {
+fn swap(b: &mut PlanBuilder, x: ValueId, [inner, n, d]: [usize; 3]) -> Result<ValueId, PlanError> {
     let x = reshape(b, x, &[Dim::BATCH, inner.into(), n.into(), d.into()])?;
     let x = transpose(b, x, &[0, 2, 1, 3])?;
     reshape(b, x, &[Dim::Batch(n), inner.into(), d.into()])

@@ -6,7 +6,7 @@
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::device::WeightSource;
 use neural_forecast_runtime::ops::{
-    Activation, AttentionLayer, Center, Denormalize, FeedForward, Normalize, NormPlacement, Op,
+    Activation, AttentionLayer, Center, Denormalize, FeedForward, NormPlacement, Normalize, Op,
     Scaler, Spread, Stack, Sublayer, SublayerKind, ZeroSpread,
 };
 use neural_forecast_runtime::plan::{
@@ -112,15 +112,18 @@ pub fn rearrange<'a>(
 }
 
 fn check(c: &Config) -> Result<(), PlanError> {
-    check_sizes(PLACE, &[
-        ("h", c.h),
-        ("input_size", c.input_size),
-        ("n_series", c.n_series),
-        ("hidden_size", c.hidden_size),
-        ("d_ff", c.d_ff),
-        ("outputs", c.outputs),
-        ("futr_exog_list", c.futr_exog_list.len() + 1),
-    ])?;
+    check_sizes(
+        PLACE,
+        &[
+            ("h", c.h),
+            ("input_size", c.input_size),
+            ("n_series", c.n_series),
+            ("hidden_size", c.hidden_size),
+            ("d_ff", c.d_ff),
+            ("outputs", c.outputs),
+            ("futr_exog_list", c.futr_exog_list.len() + 1),
+        ],
+    )?;
     in_range(PLACE, "e_layers", c.e_layers, 1, LAYERS_MAX)?;
     check_heads(PLACE, c.hidden_size, c.n_heads)
 }
@@ -210,10 +213,10 @@ fn layer(c: &Config, b: &mut PlanBuilder, name: &str) -> Vec<Sublayer> {
     let norm1 = layer_norm(b, &format!("{name}.norm1"), d, 1e-5);
     let norm2 = layer_norm(b, &format!("{name}.norm2"), d, 1e-5);
     vec![
+        Sublayer { kind: SublayerKind::SelfAttention(attention), norm: NormPlacement::Post(norm1) },
         Sublayer {
-            kind: SublayerKind::SelfAttention(attention),
-            norm: NormPlacement::Post(norm1),
+            kind: SublayerKind::FeedForward(feed_forward),
+            norm: NormPlacement::Post(norm2),
         },
-        Sublayer { kind: SublayerKind::FeedForward(feed_forward), norm: NormPlacement::Post(norm2) },
     ]
 }

@@ -1,8 +1,8 @@
 //! neuralforecast's Temporal Fusion Transformer: variable selection, two recurrences, interpretable
 //! attention, all of them gated.
 //!
-//! Not the variant of other libraries with categorical embeddings. Dropout, and the weights that the
-//! framework keeps for explanations, have no part in a forecast.
+//! Not the variant of other libraries with categorical embeddings. Dropout, and the weights that
+//! the framework keeps for explanations, have no part in a forecast.
 
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::device::WeightSource;

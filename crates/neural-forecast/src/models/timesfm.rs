@@ -1,4 +1,4 @@
-//! TimesFM 2.5: a causal decoder over patches, each scaled by the statistics of everything up to it.
+//! TimesFM 2.5: a causal decoder over patches, each scaled by statistics of everything up to it.
 //!
 //! What is not here, because it is not the network's: NaN inside a series (the forecaster
 //! interpolates linearly; missing steps here are those before a series begins), the clipping of

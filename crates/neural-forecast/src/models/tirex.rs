@@ -5,7 +5,7 @@
 //! every device; this plan does not, and differs from it by about that rounding. Two roll-outs
 //! exist: the default one appends a patch of unknowns and runs `full` anew over the last
 //! `train_ctx_len` steps; the accelerated one goes on from the states (`full` with more than one
-//! output patch, or `prefill` and `step`). They are different functions, and the forecaster chooses.
+//! output patch, or `prefill` and `step`). They are two functions, and the forecaster chooses.
 
 use neural_forecast_runtime::PlanError;
 use neural_forecast_runtime::device::WeightSource;

@@ -1,4 +1,4 @@
-//! Fixtures: one small network each with its weights, inputs and outputs, as its framework made them.
+//! Fixtures: one small network each, with weights, inputs and outputs as its framework made them.
 //!
 //! A reader for files that this project wrote itself; it trusts them.
 
