@@ -4,4 +4,11 @@
 #[cfg(test)]
 mod corpora;
 #[cfg(test)]
+mod readme;
+#[cfg(test)]
 mod tidy;
+
+/// The README's Rust code, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

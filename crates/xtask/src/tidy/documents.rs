@@ -35,15 +35,17 @@ fn workspace_version(manifest: &str) -> Option<&str> {
 #[must_use]
 pub fn readme_commands(text: &str) -> Vec<(usize, Vec<String>)> {
     let mut commands = Vec::new();
-    let mut in_block = false;
+    // Blocks of another language than a shell's quote no command.
+    let shells = ["```", "```sh", "```bash", "```console"];
+    let mut block = None;
     let mut pending: Option<(usize, String)> = None;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.starts_with("```") {
-            in_block = !in_block;
+            block = if block.is_some() { None } else { Some(shells.contains(&line)) };
             continue;
         }
-        if !in_block {
+        if block != Some(true) {
             continue;
         }
         let (start, joined) = match pending.take() {
@@ -173,7 +175,8 @@ mod tests {
         let text = "neural-forecast outside\n```sh\n$ neural-forecast forecast a.csv --plot > b\n\
                     cargo run --release -p neural-forecast-cli -- devices --json | jq .\n\
                     neural-forecast evaluate 'my data.csv' \\\n  --model m # comment\n\
-                    cargo test\n```\nneural-forecast after\n";
+                    cargo test\n```\nneural-forecast after\n\
+                    ```toml\nneural-forecast = \"0.1\"\n```\n";
         let expected: [(usize, &[&str]); 3] = [
             (3, &["forecast", "a.csv", "--plot"]),
             (4, &["devices", "--json"]),

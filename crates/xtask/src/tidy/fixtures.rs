@@ -6,7 +6,8 @@
 use super::{File, Problem, Tree};
 
 /// Folders whose files must each be named by a test, a build or a script.
-const DATA_FOLDERS: [&str; 3] = ["tests/fixtures/", "models/", "crates/neural-forecast-cli/examples/"];
+const DATA_FOLDERS: [&str; 3] =
+    ["tests/fixtures/", "models/", "crates/neural-forecast-cli/examples/"];
 
 /// Files that nothing reads: left over from a test or a model that is gone.
 pub(super) fn dead_files(tree: &Tree) -> Vec<Problem> {
