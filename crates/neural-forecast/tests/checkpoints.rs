@@ -306,6 +306,30 @@ fn hyper_parameters_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn the_largest_configurations_are_refused_or_read_in_reasonable_time() {
+    // Not timed; a reader that took these without bounds would not come back.
+    let names =
+        |prefix: &str| -> Vec<String> { (0..1024).map(|i| format!("{prefix}{i}")).collect() };
+    let hyper = json!({
+        "h": 1000, "input_size": 1000, "encoder_layers": 1024, "encoder_n_layers": 1024,
+        "decoder_layers": 1024, "n_rnn_layers": 1024, "hidden_size": 64, "n_heads": 4,
+        "hist_exog_list": names("h"), "futr_exog_list": names("f"), "stat_exog_list": names("s"),
+        "stack_types": vec!["identity"; 1024], "n_blocks": vec![1; 1024],
+        "n_pool_kernel_size": vec![1; 1024], "n_freq_downsample": vec![1; 1024],
+        "mlp_units": vec![[8, 8]; 1024],
+    });
+    checkpoint::fuzz_hyper_parameters(hyper.to_string().as_bytes());
+    let mut file = Parts::of(&files_of("nf_nhits").swap_remove(1).1);
+    file.header["__metadata__"]["model_class"] = json!("NHITS");
+    file.hyper(|old| {
+        for (name, value) in hyper.as_object().unwrap() {
+            old[name] = value.clone();
+        }
+    });
+    refused(&file.file(), ErrorKind::Checkpoint, &["number of affine maps"]);
+}
+
+#[test]
 fn folders_that_are_none_say_what_to_do() {
     let folder = |files: &[(&str, &[u8])]| Checkpoint::from_bytes(files).unwrap_err();
     let error = folder(&[("LSTM_0.ckpt", b"PK"), ("configuration.pkl", b"")]);

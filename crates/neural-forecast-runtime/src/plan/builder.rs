@@ -2,6 +2,8 @@
 //!
 //! Does not optimise: fusion and lowering rewrite finished plans.
 
+use std::collections::HashMap;
+
 use super::{
     Channel, Context, DType, Dim, ELEMENTS_MAX, Entry, EntryKind, Input, Output, Plan, State,
     StateId, StateKind, Step, Value, ValueId, Weight, WeightId,
@@ -14,6 +16,8 @@ use crate::ops::{Op, ShapeContext};
 #[derive(Debug)]
 pub struct PlanBuilder {
     plan: Plan,
+    /// Weights of each name, so that declaring one does not search all.
+    declared: HashMap<String, Vec<WeightId>>,
     open: Option<Entry>,
     scope: String,
 }
@@ -29,6 +33,7 @@ impl PlanBuilder {
                 context,
                 entries: Vec::new(),
             },
+            declared: HashMap::new(),
             open: None,
             scope: String::new(),
         }
@@ -36,12 +41,16 @@ impl PlanBuilder {
 
     /// Declares a weight; the same name with the same shape gives the same id.
     pub fn weight(&mut self, name: impl Into<String>, shape: &[usize]) -> WeightId {
-        let wanted = Weight { name: name.into(), shape: shape.to_vec(), parts: Vec::new() };
-        if let Some(i) = self.plan.weights.iter().position(|w| *w == wanted) {
-            return WeightId(i as u32);
+        let name = name.into();
+        let declared = self.declared.entry(name.clone()).or_default();
+        let same = declared.iter().find(|id| self.plan.weights[id.index()].shape == shape);
+        if let Some(id) = same {
+            return *id;
         }
-        self.plan.weights.push(wanted);
-        WeightId(self.plan.weights.len() as u32 - 1)
+        let id = WeightId(self.plan.weights.len() as u32);
+        declared.push(id);
+        self.plan.weights.push(Weight { name, shape: shape.to_vec(), parts: Vec::new() });
+        id
     }
 
     /// Declares a state slot.

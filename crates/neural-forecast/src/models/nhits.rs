@@ -16,6 +16,9 @@ use super::nonlinearity::Nonlinearity;
 use super::window::{Window, WindowConfig};
 use crate::weights::Weights;
 
+/// Most affine maps of all blocks together; the default has 15.
+const MAPS_MAX: usize = 4096;
+
 /// `pooling_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -161,6 +164,8 @@ impl NhitsConfig {
         self.window.check(place)?;
         in_range(place, "number of blocks", self.blocks.len(), 1, LAYERS_MAX)?;
         in_range(place, "length of mlp_units", self.units.len(), 1, LAYERS_MAX)?;
+        let maps = self.blocks.len() * (self.units.len() + 2);
+        in_range(place, "number of affine maps", maps, 1, MAPS_MAX)?;
         for block in &self.blocks {
             check_sizes(
                 place,
