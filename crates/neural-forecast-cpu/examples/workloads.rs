@@ -13,7 +13,9 @@ use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, Cell, FeedForward, Initial, Keep, Linear, NormKind, NormPlacement,
     NormWeights, Op, Product, Reshape, RnnStack, RnnWeights, Stack, Sublayer, SublayerKind,
 };
-use neural_forecast_runtime::plan::{Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, WeightId};
+use neural_forecast_runtime::plan::{
+    Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, WeightId,
+};
 use std::time::{Duration, Instant};
 
 type Failure = Box<dyn std::error::Error>;
@@ -134,7 +136,10 @@ fn transformer(
                 kind: SublayerKind::SelfAttention(attention),
                 norm: NormPlacement::Pre(norms[0]),
             },
-            Sublayer { kind: SublayerKind::FeedForward(forward), norm: NormPlacement::Pre(norms[1]) },
+            Sublayer {
+                kind: SublayerKind::FeedForward(forward),
+                norm: NormPlacement::Pre(norms[1]),
+            },
         ]);
     }
     let stack = Stack { keep: Keep::Last(1), ..Stack::new(x, stack) };

@@ -7,15 +7,15 @@ use crate::counters::{self, Precision as Kept};
 use crate::gemm::Scratch;
 use crate::isa::Isa;
 use crate::kernels::{Context, Loaded, Packer, Room, Slots};
-use crate::memory::{Buffer, PerWorker};
-use crate::team::Team;
+use crate::memory::{Buffer, PerWorker, Shared as Floats};
+use crate::team::{Team, Worker};
 use neural_forecast_runtime::arena::{ArenaPlan, MemoryLine};
 use neural_forecast_runtime::device::{
     Capabilities, Data, Device, DeviceKind, KernelCount, LoadOptions, Precision, Program,
     ProgramInfo, Request, Resident, Run, Support, WeightSource, check_weights, weight_f32,
 };
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::{Bucket, DType, Entry, Plan, StateId, sizes};
+use neural_forecast_runtime::plan::{Bucket, DType, Dim, Entry, Plan, StateId, sizes};
 use neural_forecast_runtime::prepare;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -268,45 +268,8 @@ impl Resident for CpuResident {
         let entry = self.entries.iter().find(|(entry, _)| entry.kind == request.entry);
         let (entry, steps) = entry.expect("the caller broke the contract: the plan has the entry");
         entry.check_bucket(request.bucket)?;
-        let arena = ArenaPlan::new(entry, request.bucket);
-        let mut info = ProgramInfo::new(&shared.plan, entry, request, shared.options.precision);
-        shared.budget.reserve("the program's values", arena.bytes() as u64)?;
-        let shapes = shapes(entry, request.bucket);
-        let mut rooms: Vec<Room> = steps
-            .iter()
-            .map(|step| {
-                let elements = |state| shared.state_elements(state);
-                step.room(&shapes, request.bucket, shared.workers, &elements)
-            })
-            .collect();
-        for (room, step) in rooms.iter_mut().zip(steps.iter()) {
-            let bytes = room.bytes() as u64;
-            if bytes > 0 {
-                info.memory.push(MemoryLine::new(format!("step `{}`", step.step.label), bytes));
-            }
-        }
-        let bytes: u64 = info.memory.iter().map(|line| line.bytes).sum();
-        let rest = bytes.saturating_sub(arena.bytes() as u64);
-        if let Err(error) = shared.budget.reserve("the program's steps", rest) {
-            shared.budget.release(arena.bytes() as u64);
-            return Err(error);
-        }
-        let offset = |v: usize| arena.region(value_id(entry, v)).offset / 4;
-        Ok(Box::new(CpuProgram {
-            offsets: (0..entry.values.len()).map(offset).collect(),
-            memory: Buffer::zeroed(arena.bytes() / 4),
-            rows: request.bucket.batch,
-            slots: Vec::with_capacity(request.bucket.batch),
-            ran: 0,
-            entry: entry.clone(),
-            steps: Arc::clone(steps),
-            shared: Arc::clone(shared),
-            info,
-            shapes,
-            rooms,
-            bytes,
-            pending: None,
-        }))
+        let program = CpuProgram::new(Arc::clone(shared), entry, Arc::clone(steps), request)?;
+        Ok(Box::new(program))
     }
 
     fn export_state(&self, slot: u32) -> Result<Vec<Vec<f32>>, DeviceError> {
@@ -348,12 +311,68 @@ fn shapes(entry: &Entry, bucket: Bucket) -> Vec<Vec<usize>> {
     entry.values.iter().map(|value| sizes(&value.shape, bucket)).collect()
 }
 
-/// The id of the value at a position: inputs and step outputs name all of them.
-fn value_id(entry: &Entry, position: usize) -> neural_forecast_runtime::plan::ValueId {
-    let inputs = entry.inputs.iter().map(|input| input.value);
-    let outputs = entry.steps.iter().flat_map(|step| step.outputs.iter().copied());
-    let found = inputs.chain(outputs).find(|value| value.index() == position);
-    found.expect("every value is an input or the output of a step")
+/// How the team takes a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All workers walk the same steps together, with a barrier after each.
+    Together,
+    /// Each worker walks the steps alone, with some rows of the batch at a time: this many.
+    Apart(usize),
+}
+
+/// Bytes of values that one worker should touch at a time: about half of its L2, the other half
+/// being for weights.
+const APART_BYTES: usize = 1 << 20;
+/// Rows at a time that fill the tiles of a recurrence.
+const APART_ROWS_RECURRENT: usize = 24;
+/// Most rows at a time.
+const APART_ROWS: usize = 48;
+
+impl Way {
+    fn choose(entry: &Entry, steps: &[Loaded], request: Request, workers: usize) -> Way {
+        let batch = request.bucket.batch;
+        let by_rows = |shape: &[Dim]| {
+            matches!(shape.first(), Some(Dim::Batch(_)))
+                || !shape.iter().any(|dim| matches!(dim, Dim::Batch(_)))
+        };
+        let separable = entry.values.iter().all(|value| by_rows(&value.shape))
+            && steps.iter().all(Loaded::keeps_rows_apart);
+        let together = steps.iter().any(|step| step.prefers_together(batch, workers));
+        if !separable || together || batch < workers || batch == 1 {
+            return Way::Together;
+        }
+        // New states wait in a worker's memory until the run is committed, so it goes once.
+        if entry.uses_states() {
+            return Way::Apart(batch.div_ceil(workers));
+        }
+        let one = ArenaPlan::new(entry, Bucket { batch: 1, ..request.bucket }).bytes();
+        let recurrent = steps.iter().any(|step| matches!(step.step.op, Op::RnnStack(_)));
+        let least = if recurrent { APART_ROWS_RECURRENT } else { 1 };
+        let rows = (APART_BYTES / one.max(1)).clamp(least, APART_ROWS);
+        let pieces = batch.div_ceil(rows).next_multiple_of(workers);
+        Way::Apart(batch.div_ceil(pieces))
+    }
+}
+
+/// What walks the steps: memory for some rows.
+#[derive(Debug)]
+struct Lane {
+    memory: Buffer,
+    rooms: Vec<Room>,
+    /// Shapes for `rows` rows.
+    shapes: Vec<Vec<usize>>,
+    rows: usize,
+    /// First float of each value.
+    places: Vec<Floats>,
+}
+
+impl Lane {
+    fn fit(&mut self, entry: &Entry, bucket: Bucket) {
+        if self.rows != bucket.batch {
+            self.shapes = shapes(entry, bucket);
+            self.rows = bucket.batch;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -362,13 +381,14 @@ struct CpuProgram {
     entry: Entry,
     steps: Arc<Vec<Loaded>>,
     shared: Arc<Shared>,
-    rooms: Vec<Room>,
-    memory: Buffer,
+    way: Way,
+    lanes: PerWorker<Lane>,
+    /// First float of each value in a lane.
     offsets: Vec<usize>,
-    /// Shapes for `rows` rows.
-    shapes: Vec<Vec<usize>>,
-    rows: usize,
+    inputs: Vec<Buffer>,
+    outputs: Vec<Buffer>,
     slots: Vec<u32>,
+    states: Vec<Slots>,
     /// Rows of the last run that succeeded.
     ran: usize,
     bytes: u64,
@@ -376,70 +396,287 @@ struct CpuProgram {
     pending: Option<Result<(), DeviceError>>,
 }
 
+// SAFETY: the pointers in lanes and states are set anew in every run, from memory that the program
+// owns or holds locked.
+unsafe impl Send for CpuProgram {}
+
 impl CpuProgram {
-    fn run(&mut self, run: &Run<'_>) -> Result<(), DeviceError> {
-        if run.rows != self.rows {
-            let bucket = Bucket { batch: run.rows, ..self.info.request.bucket };
-            self.shapes = shapes(&self.entry, bucket);
-            self.rows = run.rows;
+    fn new(
+        shared: Arc<Shared>,
+        entry: &Entry,
+        steps: Arc<Vec<Loaded>>,
+        request: Request,
+    ) -> Result<CpuProgram, DeviceError> {
+        let way = Way::choose(entry, &steps, request, shared.workers);
+        let (rows, lanes, workers) = match way {
+            Way::Together => (request.bucket.batch, 1, shared.workers),
+            Way::Apart(rows) => (rows, shared.workers, 1),
+        };
+        let bucket = Bucket { batch: rows, ..request.bucket };
+        let arena = ArenaPlan::new(entry, bucket);
+        let mut info = ProgramInfo::new(&shared.plan, entry, request, shared.options.precision);
+        let staged = |counts: &[(usize, usize)]| -> u64 {
+            counts.iter().map(|(all, _)| *all as u64 * 4).sum()
+        };
+        let (inputs, outputs) = (staged(&info.input_elements), staged(&info.output_elements));
+        let values = arena.bytes() as u64 * lanes as u64;
+        let mut bytes = inputs + outputs + values;
+        shared.budget.reserve("the program's values", bytes)?;
+        let elements = |state| shared.state_elements(state);
+        let mut lanes = PerWorker::new(lanes, || {
+            let shapes = shapes(entry, bucket);
+            let room = |step: &Loaded| step.room(&shapes, bucket, workers, &elements);
+            let rooms = steps.iter().map(room).collect();
+            let places = vec![Floats(std::ptr::null_mut()); entry.values.len()];
+            Lane { memory: Buffer::zeroed(arena.bytes() / 4), rooms, shapes, rows, places }
+        });
+        info.memory = vec![
+            MemoryLine::new("inputs", inputs),
+            MemoryLine::new("outputs", outputs),
+            MemoryLine::new("values", values),
+        ];
+        for (i, step) in steps.iter().enumerate() {
+            let room: usize = lanes.iter_mut().map(|lane| lane.rooms[i].bytes()).sum();
+            if room > 0 {
+                info.memory
+                    .push(MemoryLine::new(format!("step `{}`", step.step.label), room as u64));
+            }
         }
+        let all: u64 = info.memory.iter().map(|line| line.bytes).sum();
+        if let Err(error) = shared.budget.reserve("the program's steps", all - bytes) {
+            shared.budget.release(bytes);
+            return Err(error);
+        }
+        bytes = all;
+        let buffers = |counts: &[(usize, usize)]| {
+            counts.iter().map(|(all, _)| Buffer::zeroed(*all)).collect::<Vec<_>>()
+        };
+        let mut offsets = vec![0; entry.values.len()];
+        let outputs_of = entry.steps.iter().flat_map(|step| step.outputs.iter().copied());
+        for value in entry.inputs.iter().map(|input| input.value).chain(outputs_of) {
+            offsets[value.index()] = arena.region(value).offset / 4;
+        }
+        Ok(CpuProgram {
+            inputs: buffers(&info.input_elements),
+            outputs: buffers(&info.output_elements),
+            slots: Vec::with_capacity(request.bucket.batch),
+            states: Vec::with_capacity(shared.plan.states.len()),
+            ran: 0,
+            entry: entry.clone(),
+            steps,
+            shared,
+            way,
+            lanes,
+            offsets,
+            info,
+            bytes,
+            pending: None,
+        })
+    }
+
+    fn run(&mut self, run: &Run<'_>) -> Result<(), DeviceError> {
         self.slots.clear();
         self.slots.extend_from_slice(run.slots);
         let shared = Arc::clone(&self.shared);
         let mut crew = lock(&shared.crew);
         let mut store = lock(&shared.states);
-        let states: Vec<Slots> = store
-            .iter_mut()
-            .zip(&shared.plan.states)
-            .map(|(buffer, state)| Slots {
-                at: buffer.as_mut_ptr(),
-                stride: state.shape.iter().product(),
-            })
-            .collect();
-        let context = Context {
-            isa: shared.isa,
-            base: self.memory.as_mut_ptr(),
-            offsets: &self.offsets,
-            shapes: &self.shapes,
-            rows: run.rows,
-            length: self.info.request.bucket.length,
-            slots: &self.slots,
-            states: &states,
-        };
+        self.states.clear();
+        for (buffer, state) in store.iter_mut().zip(&shared.plan.states) {
+            let stride = state.shape.iter().product();
+            self.states.push(Slots { at: buffer.as_mut_ptr(), stride });
+        }
         let Crew { team, scratch } = &mut *crew;
-        let (steps, rooms, scratch) = (&*self.steps, &self.rooms, &*scratch);
         let cancelled = AtomicBool::new(false);
-        let stop = || run.cancel.as_ref().is_some_and(|cancel| cancel.is_cancelled());
+        let (this, scratch) = (Alive(self), &*scratch);
         let outcome = team.run(|worker| {
             // SAFETY: each worker takes its own scratch, once.
             let scratch = unsafe { scratch.get(worker.index()) };
-            for (step, room) in steps.iter().zip(rooms) {
-                // One worker looks, and all see the same after the barrier.
-                if worker.index() == 0 && stop() {
-                    cancelled.store(true, Ordering::Relaxed);
-                }
-                if !matches!(step.step.op, Op::Reshape(_)) {
-                    worker.barrier();
-                }
-                if cancelled.load(Ordering::Relaxed) {
-                    return;
-                }
-                // SAFETY: context and rooms belong to this program and bucket; the crew's lock
-                // keeps other runs out.
-                unsafe { step.run(room, &context, worker, scratch) };
-            }
+            this.get().walk(run, worker, scratch, &cancelled);
         });
         outcome.map_err(|e| DeviceError::new(DeviceErrorKind::Execution, e.to_string()))?;
-        if cancelled.load(Ordering::Relaxed) || (!states.is_empty() && stop()) {
+        let stateful = !self.states.is_empty();
+        if cancelled.load(Ordering::Relaxed) || (stateful && is_cancelled(run)) {
             return Err(DeviceError::new(DeviceErrorKind::Cancelled, "before the run's end"));
         }
-        for (step, room) in steps.iter().zip(rooms) {
-            // SAFETY: as above; the team is idle.
-            unsafe { step.commit(room, &context) };
+        if self.entry.uses_states() {
+            self.commit(run.rows);
         }
         self.ran = run.rows;
         Ok(())
     }
+
+    /// One worker's part of a run.
+    fn walk(
+        &self,
+        run: &Run<'_>,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
+        cancelled: &AtomicBool,
+    ) {
+        match self.way {
+            Way::Together => {
+                let lane = if worker.index() == 0 {
+                    // SAFETY: the only lane; the others wait at the barrier until it is set up.
+                    unsafe { self.set_up(0, 0..run.rows) };
+                    worker.barrier();
+                    // SAFETY: nobody writes the lane's fields from here on.
+                    unsafe { &*self.lanes.get(0) }
+                } else {
+                    worker.barrier();
+                    // SAFETY: as above.
+                    unsafe { &*self.lanes.get(0) }
+                };
+                for (i, step) in self.steps.iter().enumerate() {
+                    // One worker looks, and all see the same after the barrier.
+                    if worker.index() == 0 && is_cancelled(run) {
+                        cancelled.store(true, Ordering::Relaxed);
+                    }
+                    if i > 0 {
+                        worker.barrier();
+                    }
+                    if run.cancel.is_some() {
+                        if i == 0 {
+                            worker.barrier();
+                        }
+                        if cancelled.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        // Before the first worker looks again.
+                        worker.barrier();
+                    }
+                    let context = self.context(lane, 0..run.rows);
+                    // SAFETY: context and rooms belong to this program and bucket; the crew's lock
+                    // keeps other runs out.
+                    unsafe { step.run(&lane.rooms[i], &context, worker, scratch) };
+                }
+                worker.barrier();
+                if worker.index() == 0 {
+                    self.collect(lane, 0..run.rows);
+                }
+            }
+            Way::Apart(rows) => {
+                for piece in worker.share(run.rows.div_ceil(rows)) {
+                    let part = piece * rows..(piece * rows + rows).min(run.rows);
+                    // SAFETY: every worker has its own lane.
+                    unsafe { self.set_up(worker.index(), part.clone()) };
+                    // SAFETY: as above.
+                    let lane = unsafe { &*self.lanes.get(worker.index()) };
+                    let context = self.context(lane, part.clone());
+                    for (i, step) in self.steps.iter().enumerate() {
+                        if cancelled.load(Ordering::Relaxed) || is_cancelled(run) {
+                            cancelled.store(true, Ordering::Relaxed);
+                            return;
+                        }
+                        // SAFETY: as above; rows of other workers are not touched.
+                        unsafe { step.run(&lane.rooms[i], &context, Worker::alone(), scratch) };
+                    }
+                    self.collect(lane, part);
+                }
+            }
+        }
+    }
+
+    /// Points a lane at some rows: inputs where they were written, the rest in its own memory.
+    ///
+    /// # Safety
+    /// Nobody else uses the lane.
+    unsafe fn set_up(&self, lane: usize, rows: std::ops::Range<usize>) {
+        // SAFETY: the caller's.
+        let lane = unsafe { self.lanes.get(lane) };
+        lane.fit(&self.entry, Bucket { batch: rows.len(), ..self.info.request.bucket });
+        let base = lane.memory.as_mut_ptr();
+        for (place, &offset) in lane.places.iter_mut().zip(&self.offsets) {
+            // SAFETY: offsets are inside the lane's memory.
+            *place = Floats(unsafe { base.add(offset) });
+        }
+        let inputs = self.entry.inputs.iter().zip(&self.inputs);
+        for ((input, buffer), (_, row)) in inputs.zip(&self.info.input_elements) {
+            // Kernels read inputs and never write them.
+            let at = buffer.as_ptr().cast_mut();
+            // SAFETY: the rows are inside the input's buffer.
+            lane.places[input.value.index()] = Floats(unsafe { at.add(rows.start * row) });
+        }
+        for step in self.steps.iter() {
+            if let Op::Reshape(reshape) = &step.step.op {
+                let place = lane.places[reshape.x.index()];
+                for output in &step.step.outputs {
+                    lane.places[output.index()] = place;
+                }
+            }
+        }
+    }
+
+    fn context<'a>(&'a self, lane: &'a Lane, rows: std::ops::Range<usize>) -> Context<'a> {
+        Context {
+            isa: self.shared.isa,
+            places: &lane.places,
+            shapes: &lane.shapes,
+            rows: rows.len(),
+            length: self.info.request.bucket.length,
+            slots: self.slots.get(rows).unwrap_or(&[]),
+            states: &self.states,
+        }
+    }
+
+    /// Copies the outputs of some rows out of a lane.
+    fn collect(&self, lane: &Lane, rows: std::ops::Range<usize>) {
+        let outputs = self.entry.outputs.iter().zip(&self.outputs);
+        for ((output, buffer), &(all, row)) in outputs.zip(&self.info.output_elements) {
+            let (start, n) = match row {
+                0 => (0, lane.shapes[output.value.index()].iter().product::<usize>().min(all)),
+                row => (rows.start * row, rows.len() * row),
+            };
+            // Values without a batch axis are equal in all lanes; one writes them.
+            if row == 0 && rows.start > 0 {
+                continue;
+            }
+            let to = buffer.as_ptr().cast_mut();
+            // SAFETY: rows of the output are this worker's; both sides hold them.
+            unsafe {
+                let from = lane.places[output.value.index()].0.cast_const();
+                std::ptr::copy_nonoverlapping(from, to.add(start), n);
+            }
+        }
+    }
+
+    /// Puts new states into their slots.
+    fn commit(&mut self, rows: usize) {
+        let (lanes, each) = match self.way {
+            Way::Together => (1, rows),
+            Way::Apart(each) => (self.shared.workers, each),
+        };
+        // The pieces that each worker took; one, because the entry has states.
+        let pieces = rows.div_ceil(each.max(1));
+        for index in 0..lanes {
+            let taken = pieces * index / lanes..pieces * (index + 1) / lanes;
+            for piece in taken {
+                let part = piece * each..(piece * each + each).min(rows);
+                // SAFETY: the team is idle.
+                let lane = unsafe { &*self.lanes.get(index) };
+                let context = self.context(lane, part);
+                for (step, room) in self.steps.iter().zip(&lane.rooms) {
+                    // SAFETY: as above; the store is locked by the run.
+                    unsafe { step.commit(room, &context) };
+                }
+            }
+        }
+    }
+}
+
+/// Shares a program with the team for the time of a run.
+struct Alive<'a>(&'a CpuProgram);
+
+// SAFETY: workers read the program, and write lanes and buffers by disjoint parts.
+unsafe impl Sync for Alive<'_> {}
+
+impl Alive<'_> {
+    fn get(&self) -> &CpuProgram {
+        self.0
+    }
+}
+
+fn is_cancelled(run: &Run<'_>) -> bool {
+    run.cancel.as_ref().is_some_and(|cancel| cancel.is_cancelled())
 }
 
 impl Program for CpuProgram {
@@ -451,8 +688,7 @@ impl Program for CpuProgram {
         let declared = self.info.inputs.get(input);
         let dtype = declared.map_or(DType::F32, |i| self.entry.value(i.value).dtype);
         self.info.check_write(input, dtype, &data);
-        let start = self.offsets[self.info.inputs[input].value.index()];
-        let to = &mut self.memory.as_mut_words()[start..start + data.len()];
+        let to = &mut self.inputs[input].as_mut_words()[..data.len()];
         match data {
             Data::F32(data) => to.iter_mut().zip(data).for_each(|(to, x)| *to = x.to_bits()),
             Data::I32(data) => to.iter_mut().zip(data).for_each(|(to, x)| *to = *x as u32),
@@ -482,8 +718,7 @@ impl Program for CpuProgram {
         assert!(self.pending.is_none(), "the caller broke the contract: a run is in flight");
         assert!(self.ran > 0, "the caller broke the contract: no run has succeeded");
         self.info.check_read(output, into.len(), self.ran);
-        let start = self.offsets[self.info.outputs[output].value.index()];
-        into.copy_from_slice(&self.memory.as_slice()[start..start + into.len()]);
+        into.copy_from_slice(&self.outputs[output].as_slice()[..into.len()]);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use crate::elementwise::{Combine, Function, Map, Pair, Softmax, WeightedSum};
 use crate::gemm::{self, Gemm, Packed, Scratch};
 use crate::isa::Isa;
 use crate::layout::{self, AXES_MAX, Copy};
-use crate::memory::{Buffer, PerWorker, RowMap};
+use crate::memory::{Buffer, PerWorker, RowMap, Shared};
 use crate::norm::{self, Norm};
 use crate::rnn::{self, Rnn, Schedule, StateRows};
 use crate::series;
@@ -308,10 +308,8 @@ pub(crate) struct Slots {
 /// What a run gives to its kernels.
 pub(crate) struct Context<'a> {
     pub(crate) isa: Isa,
-    /// The arena.
-    pub(crate) base: *mut f32,
     /// First float of each value.
-    pub(crate) offsets: &'a [usize],
+    pub(crate) places: &'a [Shared],
     /// Shape of each value for the rows of this run.
     pub(crate) shapes: &'a [Vec<usize>],
     pub(crate) rows: usize,
@@ -326,8 +324,7 @@ unsafe impl Sync for Context<'_> {}
 
 impl Context<'_> {
     fn at(&self, value: ValueId) -> *mut f32 {
-        // SAFETY: offsets are inside the arena.
-        unsafe { self.base.add(self.offsets[value.index()]) }
+        self.places[value.index()].0
     }
 
     fn shape(&self, value: ValueId) -> &[usize] {
@@ -340,11 +337,7 @@ impl Context<'_> {
 
     fn state_rows(&self, state: StateId) -> StateRows {
         let slots = self.states[state.index()];
-        StateRows {
-            at: crate::memory::Shared(slots.at),
-            stride: slots.stride,
-            slots: self.slots.as_ptr(),
-        }
+        StateRows { at: Shared(slots.at), stride: slots.stride, slots: self.slots.as_ptr() }
     }
 }
 
@@ -446,6 +439,19 @@ impl Loaded {
             _ => {}
         }
         room
+    }
+
+    /// Whether few rows should be shared by all workers rather than split over them.
+    pub(crate) fn prefers_together(&self, batch: usize, workers: usize) -> bool {
+        match &self.kernel {
+            Kernel::Rnn(rnn) => !rnn.splits_rows(batch, workers),
+            _ => false,
+        }
+    }
+
+    /// Whether rows of the batch do not meet in this step.
+    pub(crate) fn keeps_rows_apart(&self) -> bool {
+        !matches!(&self.step.op, Op::Attention(op) if op.groups.is_some())
     }
 
     fn pending_states(&self, batch: usize, elements: &dyn Fn(StateId) -> usize) -> Vec<Buffer> {

@@ -264,15 +264,20 @@ impl Rnn {
         direction.map_or(0, |d| d.heads.iter().map(|h| h.w_hh.padded_outputs()).sum())
     }
 
+    /// Whether a team had better split the rows of a batch than the units of the layers. With few
+    /// rows each it had better share weights: those that do not fit a core's cache would be read
+    /// once by each worker.
+    pub fn splits_rows(&self, batch: usize, workers: usize) -> bool {
+        let recurrent = self.layers.iter().flatten().flat_map(|d| &d.heads);
+        let weights = recurrent.map(|h| h.w_hh.bytes()).max().unwrap_or(0) * self.cell.heads();
+        let rows_each = if weights > L2_WEIGHT_BYTES { 24 } else { 6 };
+        workers == 1 || batch >= workers * rows_each
+    }
+
     /// Plans runs of up to `batch` rows and exactly `steps` steps of which the last `keep` are
     /// written, and allocates their memory.
     pub fn schedule(&self, batch: usize, steps: usize, keep: usize, workers: usize) -> Schedule {
-        let recurrent = self.layers.iter().flatten().flat_map(|d| &d.heads);
-        let weights = recurrent.map(|h| h.w_hh.bytes()).max().unwrap_or(0) * self.cell.heads();
-        // With few rows each, workers had better share weights than rows: those that do not fit a
-        // core's cache would be read once for each of them.
-        let rows_each = if weights > L2_WEIGHT_BYTES { 24 } else { 6 };
-        let by_rows = workers == 1 || batch >= workers * rows_each;
+        let by_rows = self.splits_rows(batch, workers);
         let mode = if by_rows { Mode::Rows } else { Mode::Units };
         let share = if by_rows { batch.div_ceil(workers) } else { batch };
         let blocks = share.div_ceil(BLOCK_ROWS).max(1);
