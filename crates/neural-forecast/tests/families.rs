@@ -18,9 +18,11 @@ use neural_forecast::models::{
     Nonlinearity, WindowConfig, WindowScaler, chronos_bolt, chronos2, deepar, hf_patchtst,
     itransformer, tft, timesfm, tirex,
 };
+use neural_forecast_cpu::{CpuDevice, CpuOptions};
 use neural_forecast_runtime::device::{LoadOptions, WeightSource};
 use neural_forecast_runtime::plan::{Bucket, Channel, Context, DType, EntryKind, Plan, sizes};
 use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
+use neural_forecast_runtime::testing::{Case, Tolerance, conform};
 use neural_forecast_runtime::{MemoryWeights, prepare};
 use plain_tirex::{PlainTirex, bfloat16, exact};
 
@@ -806,37 +808,54 @@ fn seeded(plan: &Plan) -> MemoryWeights {
     weights
 }
 
-/// Runs an entry on made-up inputs of a bucket: finite outputs of the declared shapes.
+/// Runs an entry on made-up inputs of a bucket: finite outputs of the declared shapes, and the CPU
+/// engine's outputs and states close to them, the same bits in any batch.
 fn runs_in(plan: &Plan, kind: EntryKind, batch: usize, length: usize) {
     let entry = plan.entry(kind).unwrap();
     let bucket = Bucket { batch, length };
     let place = format!("{} {} in {bucket:?}", plan.name, kind.name());
     entry.check_bucket(bucket).unwrap();
-    let inputs: Vec<(&str, Tensor)> = entry
-        .inputs
-        .iter()
-        .map(|input| {
-            let value = entry.value(input.value);
-            let tensor = Tensor::from_fn(sizes(&value.shape, bucket), |i| {
-                let at = i.iter().fold(0, |at, i| at * 5 + i) as f64;
-                match (input.name.as_str(), value.dtype) {
-                    (_, DType::I32) => (i[0] / 2) as f64,
-                    ("mask", _) => 1.0,
-                    ("statistics", _) => 1.5,
-                    _ => (at * 0.7).sin() + 2.0,
-                }
-            });
-            (input.name.as_str(), tensor)
-        })
-        .collect();
+    let inputs = entry.inputs.iter().map(|input| {
+        let value = entry.value(input.value);
+        let tensor = Tensor::from_fn(sizes(&value.shape, bucket), |i| {
+            let at = i.iter().fold(0, |at, i| at * 5 + i) as f64;
+            match (input.name.as_str(), value.dtype) {
+                (_, DType::I32) => (i[0] / 2) as f64,
+                // Series that begin later, and covariates with gaps.
+                ("y", _) if i.len() == 2 && kind != EntryKind::Step && i[1] < 3 * i[0] => f64::NAN,
+                ("future", _) if (i[0] + i[1]).is_multiple_of(3) => f64::NAN,
+                ("mask", _) => 1.0,
+                ("statistics", _) => 1.5,
+                _ => (at * 0.7).sin() + 2.0,
+            }
+        });
+        (input.name.clone(), tensor)
+    });
+    let case = Case {
+        name: place.clone(),
+        plan: plan.clone(),
+        entry: kind,
+        bucket,
+        weights: seeded(plan),
+        inputs: inputs.collect(),
+        // Errors of f32 grow through the layers; the fixtures hold the plans to more.
+        tolerance: Tolerance { absolute: 2e-4, relative: 2e-4 },
+    };
+    let named: Vec<(&str, Tensor)> =
+        case.inputs.iter().map(|(name, x)| (name.as_str(), x.clone())).collect();
     let mut states = zero_states(plan, batch);
-    let weights = seeded(plan);
-    let outputs = run_entry(plan, kind, bucket, &weights, &inputs, &mut states).unwrap();
+    let outputs = run_entry(plan, kind, bucket, &case.weights, &named, &mut states).unwrap();
     assert!(!outputs.is_empty(), "{place}");
     for (name, output) in outputs {
         let declared = &entry.value(entry.output(&name).unwrap().value).shape;
         assert_eq!(output.shape, sizes(declared, bucket), "{place}: {name}");
         assert!(output.data.iter().all(|x| x.is_finite()), "{place}: {name} is not finite");
+    }
+    let cpu = CpuDevice::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+    for (fuse, lower) in [(true, false), (false, true)] {
+        let options = LoadOptions { fuse, lower, ..LoadOptions::default() };
+        let ran = conform(&cpu, &case, &options);
+        assert_eq!(ran, Ok(true), "{place} on the CPU, fused {fuse}, lowered {lower}");
     }
 }
 
