@@ -181,6 +181,53 @@ fn hf_patchtst_refuses_by_name() {
 }
 
 #[test]
+fn the_others_refuse_by_name() {
+    fn refused<T>(result: Result<T, neural_forecast_runtime::PlanError>, expected: &str) {
+        let Err(error) = result else { panic!("accepted, expected `{expected}`") };
+        let error = error.to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut bolt = chronos_bolt::Config::default();
+    bolt.feed_forward_proj = "gated-gelu".to_owned();
+    refused(chronos_bolt::plan(&bolt), "`feed_forward_proj` is `gated-gelu`, expected `relu`");
+    let mut bolt = chronos_bolt::Config::default();
+    bolt.chronos_config.input_patch_stride = 8;
+    refused(chronos_bolt::plan(&bolt), "`input_patch_stride` is 8, expected 16 to 16");
+    let mut two = chronos2::Config::default();
+    let shape = |output_patches| chronos2::Shape { output_patches, grouped: false, future: false };
+    refused(chronos2::plan(&two, shape(0)), "`output patches` is 0, expected 1 to 64");
+    refused(chronos2::plan(&two, shape(65)), "`output patches` is 65, expected 1 to 64");
+    (two.num_heads, two.d_kv) = (1 << 20, 1 << 20);
+    refused(chronos2::plan(&two, shape(1)), "`num_heads · d_kv` is");
+    two.chronos_config.quantiles = vec![0.5, 1.0];
+    two.num_heads = 1;
+    two.d_kv = 2;
+    refused(chronos2::plan(&two, shape(1)), "`quantiles` are [0.5, 1.0]");
+    let mut timesfm = timesfm::Config::default();
+    timesfm.decode_index = 10;
+    refused(timesfm::plan(&timesfm, 1), "`decode_index` is 10, expected 1 to 9");
+    timesfm.decode_index = 5;
+    timesfm.context_length = 100;
+    refused(timesfm::plan(&timesfm, 1), "`context_length` is 100, expected a multiple of 32");
+    timesfm.context_length = 512;
+    timesfm.num_key_value_heads = Some(4);
+    refused(timesfm::plan(&timesfm, 1), "`num_key_value_heads` is 4, expected 16 to 16");
+    timesfm.num_key_value_heads = None;
+    refused(timesfm::plan(&timesfm, 1 << 20), "`patches of context and roll-out` is");
+    let mut itransformer = itransformer::Config { n_heads: 3, ..itransformer::Config::default() };
+    refused(itransformer::plan(&itransformer), "width 512 does not divide into 3 heads");
+    (itransformer.n_heads, itransformer.n_series, itransformer.outputs) = (8, 1 << 20, 1 << 20);
+    refused(itransformer::plan(&itransformer), "`n_series · outputs` is");
+    // A tensor of another shape than the configuration says.
+    let fixture = &fixtures("tirex")[0];
+    let mut tirex = tirex_config(fixture);
+    tirex.block_kwargs.num_heads = 1;
+    refused(tirex::rearrange(&tirex, fixture), "has shape [2, 4, 4], expected [1, 8, 8]");
+    tirex.train_ctx_len = 63;
+    refused(tirex::plan(&tirex, 1), "`train_ctx_len` is 63, expected a multiple of 8");
+}
+
+#[test]
 fn itransformer_matches_neuralforecast() {
     for fixture in fixtures("nf_itransformer") {
         let config: itransformer::Config = fixture.config();

@@ -164,6 +164,7 @@ impl<'a> Network<'a> {
                 ("time_encoding_scale", f.time_encoding_scale.unwrap_or(1)),
             ],
         )?;
+        check_sizes(PLACE, &[("num_heads · d_kv", c.num_heads * c.d_kv)])?;
         check_levels(PLACE, &f.quantiles)?;
         in_range(PLACE, "num_layers", c.num_layers, 1, LAYERS_MAX)?;
         in_range(PLACE, "reg_token_id", c.reg_token_id, 0, c.vocab_size - 1)?;

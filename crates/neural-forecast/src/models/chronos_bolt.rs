@@ -151,6 +151,7 @@ impl<'a> Network<'a> {
                 ("input_patch_size", f.input_patch_size),
             ],
         )?;
+        check_sizes(PLACE, &[("num_heads · d_kv", c.num_heads * c.d_kv)])?;
         check_levels(PLACE, &f.quantiles)?;
         let decoder_layers = c.num_decoder_layers.unwrap_or(c.num_layers);
         in_range(PLACE, "num_layers", c.num_layers, 1, LAYERS_MAX)?;

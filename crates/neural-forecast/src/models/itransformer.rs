@@ -124,6 +124,14 @@ fn check(c: &Config) -> Result<(), PlanError> {
             ("futr_exog_list", c.futr_exog_list.len() + 1),
         ],
     )?;
+    check_sizes(
+        PLACE,
+        &[
+            ("h · outputs", c.h * c.outputs),
+            ("n_series · outputs", c.n_series * c.outputs),
+            ("n_series · futr_exog_list", c.n_series * c.futr_exog_list.len() + 1),
+        ],
+    )?;
     in_range(PLACE, "e_layers", c.e_layers, 1, LAYERS_MAX)?;
     check_heads(PLACE, c.hidden_size, c.n_heads)
 }

@@ -304,6 +304,9 @@ impl Config {
                 return Err(PlanError::new(PLACE, message));
             }
         }
+        let steps = self.horizon_length / self.patch_length;
+        let capacity = (output_patches - 1) * steps + self.context_length / self.patch_length;
+        check_sizes(PLACE, &[("patches of context and roll-out", capacity)])?;
         if self.use_continuous_quantile_head && self.output_quantile_len < self.horizon_length {
             let (found, least) = (self.output_quantile_len, self.horizon_length);
             let message = format!("`output_quantile_len` is {found}, expected at least {least}");
