@@ -196,7 +196,7 @@ impl Workload {
 
     /// `batch` windows of standard normal numbers, `[batch, T, F]`.
     pub fn inputs(&self, batch: usize, seed: u64) -> Vec<f32> {
-        let mut random = SplitMix::new(seed ^ 0x5eed_0f_1a7e_57);
+        let mut random = SplitMix::new(seed ^ 0x5eed_0f1a_7e57);
         (0..batch * self.window()).map(|_| random.normal()).collect()
     }
 

@@ -1,6 +1,7 @@
 //! The integration guide's models end to end: parity with PyTorch, shapes, sharing, provenance.
 //!
 //! Runs on the CPU; backends that arrive later add their devices here.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::PathBuf;
 
@@ -147,24 +148,22 @@ fn shapes_are_checked_and_features_are_fixed_by_the_first_window() {
 
 #[test]
 fn a_batch_has_the_bits_of_its_rows() {
-    let lstm = LSTMModel::new_from_config(guide_lstm()).unwrap();
-    let transformer = TransformerModel::new_from_config(guide_transformer()).unwrap();
-    let models: [(&dyn Fn(&Array3<f32>) -> Array3<f32>, usize); 2] = [
-        (&|x| lstm.predict_blocking(x).unwrap(), 7),
-        (&|x| transformer.predict_blocking(x).unwrap(), 6),
-    ];
-    for (predict, time) in models {
-        let x = sample(5, time, 3);
-        let together = predict(&x);
-        for row in 0..5 {
-            let alone = predict(&x.slice(s![row..row + 1, .., ..]).to_owned());
-            assert_eq!(together.slice(s![row..row + 1, .., ..]), alone, "row {row}");
-        }
-        // The same windows in another memory layout.
-        let mut turned = Array3::zeros((3, time, 5));
-        turned.assign(&x.view().reversed_axes());
-        assert_eq!(predict(&turned.reversed_axes()), together);
+    assert_batch_invariant(&LSTMModel::new_from_config(guide_lstm()).unwrap(), 7);
+    assert_batch_invariant(&TransformerModel::new_from_config(guide_transformer()).unwrap(), 6);
+}
+
+fn assert_batch_invariant(model: &impl Model, time: usize) {
+    let x = sample(5, time, 3);
+    let together = model.predict_blocking(&x).unwrap();
+    for row in 0..5 {
+        let alone = x.slice(s![row..row + 1, .., ..]).to_owned();
+        let alone = model.predict_blocking(&alone).unwrap();
+        assert_eq!(together.slice(s![row..row + 1, .., ..]), alone, "row {row}");
     }
+    // The same windows in another memory layout.
+    let mut turned = Array3::zeros((3, time, 5));
+    turned.assign(&x.view().reversed_axes());
+    assert_eq!(model.predict_blocking(&turned.reversed_axes()).unwrap(), together);
 }
 
 #[test]
