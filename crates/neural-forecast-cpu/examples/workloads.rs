@@ -160,6 +160,13 @@ fn finish(
     Ok((b.plan.finish()?, b.weights))
 }
 
+/// Microseconds that the calling thread was on a core, where the system says so: what a run costs on
+/// a machine that is not quiet.
+fn cpu_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e3
+}
+
 fn measure(
     device: &CpuDevice,
     precision: Precision,
@@ -185,16 +192,18 @@ fn measure(
     for _ in 0..3 {
         once(&mut program)?;
     }
-    let (mut times, begin) = (Vec::new(), Instant::now());
+    let (mut times, begin, cpu) = (Vec::new(), Instant::now(), cpu_time());
     while times.len() < 2000 && begin.elapsed() < Duration::from_millis(1500) {
         times.push(once(&mut program)?);
     }
+    let cpu = (cpu_time() - cpu) / times.len().max(1) as f64;
     times.sort();
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     let flops = program.info().flops as f64;
     let (p50, least) = (us(times[times.len() / 2]), us(times[0]));
     println!(
-        "{:18} {:5} B {batch:4}  p50 {p50:11.1} µs  min {least:11.1} µs  {:7.1} GFLOP/s",
+        "{:18} {:5} B {batch:4}  p50 {p50:11.1} µs  min {least:11.1} µs  {:7.1} GFLOP/s, \
+         caller's CPU {cpu:11.1} µs",
         plan.name,
         precision.name(),
         flops / p50 / 1e3

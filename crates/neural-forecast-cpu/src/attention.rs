@@ -239,7 +239,7 @@ impl Attention {
         let most = call.queries_each.div_ceil(rows).max(1);
         let parts = match worker.workers() {
             1 => 1,
-            w if units % w == 0 || units >= 8 * w => 1,
+            w if units.is_multiple_of(w) || units >= 8 * w => 1,
             w => w.min(most),
         };
         for unit in worker.share(units * parts) {
@@ -297,8 +297,8 @@ impl Attention {
             return;
         }
         scratch.clear();
-        // SAFETY: the caller's: a mask of `[batch, Tk]`.
         let visible = |j: usize| {
+            // SAFETY: the caller's: a mask of `[batch, Tk]`.
             call.key_mask.is_none_or(|mask| unsafe { *mask.add(b * call.keys_each + j) } != 0.0)
         };
         let first_query = b * call.queries_each;
@@ -638,9 +638,9 @@ impl Unit<'_> {
                 fresh = false;
                 base += K_BLOCK;
             }
-            for r in 0..rows {
+            for (r, total) in total.iter().enumerate().take(rows) {
                 let sum = (!fresh).then(|| sums.add(r * columns).cast_const());
-                self.finish(s, first + r, sum, total[r]);
+                self.finish(s, first + r, sum, *total);
             }
         }
     }

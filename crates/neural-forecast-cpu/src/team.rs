@@ -195,7 +195,7 @@ impl Hall {
             }
             spin_loop();
             polls += 1;
-            if polls % 64 == 0 && start.elapsed() > IDLE_SPIN {
+            if polls.is_multiple_of(64) && start.elapsed() > IDLE_SPIN {
                 break;
             }
         }

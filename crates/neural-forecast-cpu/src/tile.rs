@@ -11,9 +11,10 @@ use crate::simd::{Kernel, Simd};
 
 /// Most rows of a tile on any tier.
 pub const ROWS_MAX: usize = 12;
-/// Terms of `k` that copied rows hold: 384 floats of 12 rows and a panel of 32 columns are what
-/// streams best between L1 and L2 (Xeon with 48 KiB and 2 MiB, `examples/kernels.rs`, 2026-11-21).
-pub const K_BLOCK: usize = 384;
+/// Terms of `k` that copied rows hold. A tile of them and its panel stream from L2, which keeps up;
+/// smaller blocks would store and re-load the sums (Xeon with 48 KiB and 2 MiB, `examples/kernels.rs`,
+/// 2026-11-21).
+pub const K_BLOCK: usize = 768;
 /// Floats between copied rows: a constant, so that the tile addresses all its rows from one
 /// register, and no multiple of 4 KiB, so that they do not evict each other.
 pub const ROW_STRIDE: usize = K_BLOCK + 16;
@@ -128,6 +129,8 @@ struct Tile<'a, F, R, const M: usize, const V: usize, const P: usize> {
     format: std::marker::PhantomData<F>,
 }
 
+// Indices rather than iterators: the three arrays are walked together, and the loops must unroll.
+#[allow(clippy::needless_range_loop)]
 impl<F: Format, R: Rows, const M: usize, const V: usize, const P: usize> Kernel
     for Tile<'_, F, R, M, V, P>
 {
