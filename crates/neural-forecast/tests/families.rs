@@ -187,8 +187,8 @@ fn the_others_refuse_by_name() {
         let error = error.to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let mut bolt = chronos_bolt::Config::default();
-    bolt.feed_forward_proj = "gated-gelu".to_owned();
+    let feed_forward_proj = "gated-gelu".to_owned();
+    let bolt = chronos_bolt::Config { feed_forward_proj, ..chronos_bolt::Config::default() };
     refused(chronos_bolt::plan(&bolt), "`feed_forward_proj` is `gated-gelu`, expected `relu`");
     let mut bolt = chronos_bolt::Config::default();
     bolt.chronos_config.input_patch_stride = 8;
@@ -203,8 +203,7 @@ fn the_others_refuse_by_name() {
     two.num_heads = 1;
     two.d_kv = 2;
     refused(chronos2::plan(&two, shape(1)), "`quantiles` are [0.5, 1.0]");
-    let mut timesfm = timesfm::Config::default();
-    timesfm.decode_index = 10;
+    let mut timesfm = timesfm::Config { decode_index: 10, ..timesfm::Config::default() };
     refused(timesfm::plan(&timesfm, 1), "`decode_index` is 10, expected 1 to 9");
     timesfm.decode_index = 5;
     timesfm.context_length = 100;
