@@ -46,8 +46,16 @@ fn single(
 
 /// `linear` and `norm`.
 pub(super) fn products(cases: &mut Vec<Case>) {
-    let sizes =
-        [(1, 1, 1), (3, 7, 5), (8, 16, 16), (9, 17, 33), (2, 64, 48), (17, 127, 65), (1, 3, 257)];
+    let sizes = [
+        (1, 1, 1),
+        (3, 7, 5),
+        (8, 16, 16),
+        (9, 17, 33),
+        (2, 64, 48),
+        (17, 127, 65),
+        (1, 3, 257),
+        (40, 300, 150),
+    ];
     for (rows, k, n) in sizes {
         for bias in [false, true] {
             single(cases, format!("linear {rows}x{k}->{n} bias {bias}"), (rows, 3, k), |c, x| {

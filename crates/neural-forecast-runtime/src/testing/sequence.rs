@@ -18,9 +18,15 @@ fn packed(c: &mut CaseBuilder, heads: usize, head: usize) -> Attention {
 }
 
 pub(super) fn attention(cases: &mut Vec<Case>) {
-    for (rows, time, heads, head) in
-        [(1, 1, 1, 1), (3, 7, 2, 4), (2, 16, 4, 8), (2, 17, 3, 16), (1, 65, 1, 33), (5, 12, 8, 2)]
-    {
+    for (rows, time, heads, head) in [
+        (1, 1, 1, 1),
+        (3, 7, 2, 4),
+        (2, 16, 4, 8),
+        (2, 17, 3, 16),
+        (1, 65, 1, 33),
+        (5, 12, 8, 2),
+        (1, 150, 2, 40),
+    ] {
         for causal in [false, true] {
             let name = format!("attention {rows}x{time} {heads}x{head} causal {causal}");
             let mut c = CaseBuilder::new(name, bucket(rows, time));
