@@ -18,7 +18,7 @@ pub struct RunInfo {
     /// Which kernels.
     #[serde(serialize_with = "class_name")]
     pub kernel_class: KernelClass,
-    /// Content hash of the weights, see [`weights_hash`].
+    /// Content hash of the weights, see [`ContentHash`].
     pub model_hash: String,
     /// Why the CPU stands in for another device; `None` where it does not.
     pub fallback: Option<String>,
@@ -43,46 +43,66 @@ pub fn launched(before: &[KernelCount], after: &[KernelCount]) -> Vec<KernelCoun
         .collect()
 }
 
-/// Content hash of a plan's weights, 16 hexadecimal digits: FNV-1a over 64-bit words of the name,
-/// shape and little-endian f32 elements of every weight in the plan's order. Tells weight sets
-/// apart; it is no protection against anybody. A weight that the source lacks counts as empty.
+/// Content hash of weights as results carry it. Tells weight sets apart; it is no protection against
+/// anybody.
+///
+/// Four independent multiply-and-rotate lanes over 32 bytes at a time, so that hashing costs less
+/// than reading; a step is a bijection of its lane, so that no single changed byte is lost.
+#[derive(Clone, Debug, Default)]
+pub struct ContentHash {
+    lanes: [u64; 4],
+}
+
+impl ContentHash {
+    /// 2⁶⁴ divided by the golden ratio, odd.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// Adds the weights of a plan in its order: name, shape, element type and bytes of each. A
+    /// weight that the source has not is left out.
+    pub fn weights(&mut self, plan: &Plan, source: &dyn WeightSource) {
+        for weight in &plan.weights {
+            let Some(view) = source.weight(&weight.name) else { continue };
+            self.update(weight.name.as_bytes());
+            view.shape.iter().for_each(|n| self.update(&(*n as u64).to_le_bytes()));
+            self.update(&[view.dtype as u8]);
+            self.update(view.bytes);
+        }
+    }
+
+    /// 16 hexadecimal digits.
+    pub fn finish(self) -> String {
+        let hash = self.lanes.into_iter().fold(Self::FACTOR, |hash, lane| {
+            let mixed = (hash ^ lane).wrapping_mul(Self::FACTOR);
+            mixed ^ (mixed >> 32)
+        });
+        format!("{hash:016x}")
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        blocks.iter().for_each(|block| self.block(block));
+        // The length keeps a padded end apart from zeros.
+        let mut last = [0; 32];
+        last[..rest.len()].copy_from_slice(rest);
+        self.block(&last);
+        let mut length = [0; 32];
+        length[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.block(&length);
+    }
+
+    fn block(&mut self, block: &[u8; 32]) {
+        for (lane, word) in self.lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+            let mixed = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(Self::FACTOR);
+            *lane = mixed.rotate_left(29).wrapping_add(Self::FACTOR);
+        }
+    }
+}
+
+/// The content hash of one plan's weights.
 pub fn weights_hash(plan: &Plan, source: &dyn WeightSource) -> String {
-    let mut hash = Fnv::default();
-    for weight in &plan.weights {
-        hash.bytes(weight.name.as_bytes());
-        weight.shape.iter().for_each(|&n| hash.word(n as u64));
-        if let Some(view) = source.weight(&weight.name) {
-            for pair in view.to_f32().chunks(2) {
-                let high = pair.get(1).map_or(0, |x| x.to_bits());
-                hash.word(u64::from(pair[0].to_bits()) | u64::from(high) << 32);
-            }
-        }
-    }
-    format!("{:016x}", hash.0)
-}
-
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn word(&mut self, word: u64) {
-        // The rotation lets high bits, which a product alone only moves up, reach low ones.
-        self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.word(u64::from_le_bytes(word));
-        }
-        self.word(bytes.len() as u64);
-    }
+    let mut hash = ContentHash::default();
+    hash.weights(plan, source);
+    hash.finish()
 }
 
 fn precision_name<S: Serializer>(precision: &Precision, s: S) -> Result<S::Ok, S::Error> {
@@ -114,6 +134,25 @@ mod tests {
         let before = [count("gemm", 3), count("norm", 1)];
         let after = [count("attention", 2), count("gemm", 5), count("norm", 1)];
         assert_eq!(launched(&before, &after), [count("attention", 2), count("gemm", 2)]);
+    }
+
+    #[test]
+    fn every_byte_and_length_counts() {
+        let hash = |bytes: &[u8]| {
+            let mut hash = ContentHash::default();
+            hash.update(bytes);
+            hash.finish()
+        };
+        let bytes: Vec<u8> = (0..100).collect();
+        let mut seen = std::collections::BTreeSet::from([hash(&bytes), hash(&bytes[..99])]);
+        for i in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[i] ^= 0x40;
+            seen.insert(hash(&changed));
+        }
+        assert!(seen.insert(hash(&[])) && seen.insert(hash(&[0])) && seen.insert(hash(&[0, 0])));
+        assert_eq!(seen.len(), bytes.len() + 5);
+        assert_eq!(hash(&bytes).len(), 16);
     }
 
     #[test]

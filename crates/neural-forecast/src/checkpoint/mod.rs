@@ -23,6 +23,7 @@ use self::tagged::wrong;
 use crate::calendar::Frequency;
 use crate::error::{Error, Result, ResultExt};
 use crate::models::Network;
+use crate::run_info::ContentHash;
 use crate::weights::{Bytes, Weights};
 
 /// Which format a checkpoint was read from.
@@ -211,55 +212,9 @@ fn check_weights(plan: &Plan, weights: &mut Weights, ignored: impl Fn(&str) -> b
 
 /// Hash of the weights of networks, in their plans' order.
 fn hash(networks: &[Network]) -> String {
-    let mut hash = Hash::default();
-    for network in networks {
-        for weight in &network.plan.weights {
-            let Some(view) = network.weights.weight(&weight.name) else { continue };
-            hash.update(weight.name.as_bytes());
-            view.shape.iter().for_each(|n| hash.update(&(*n as u64).to_le_bytes()));
-            hash.update(&[view.dtype as u8]);
-            hash.update(view.bytes);
-        }
-    }
-    format!("{:016x}", hash.finish())
-}
-
-/// Four independent multiply-and-rotate lanes over 32 bytes at a time, so that hashing costs less
-/// than reading; a step is a bijection of its lane, so that no single changed byte is lost.
-#[derive(Default)]
-struct Hash {
-    lanes: [u64; 4],
-}
-
-impl Hash {
-    /// 2⁶⁴ divided by the golden ratio, odd.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-
-    fn update(&mut self, bytes: &[u8]) {
-        let (blocks, rest) = bytes.as_chunks::<32>();
-        blocks.iter().for_each(|block| self.block(block));
-        // The length keeps a padded end apart from zeros.
-        let mut last = [0; 32];
-        last[..rest.len()].copy_from_slice(rest);
-        self.block(&last);
-        let mut length = [0; 32];
-        length[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-        self.block(&length);
-    }
-
-    fn block(&mut self, block: &[u8; 32]) {
-        for (lane, word) in self.lanes.iter_mut().zip(block.as_chunks::<8>().0) {
-            let mixed = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(Self::FACTOR);
-            *lane = mixed.rotate_left(29).wrapping_add(Self::FACTOR);
-        }
-    }
-
-    fn finish(self) -> u64 {
-        self.lanes.into_iter().fold(Self::FACTOR, |hash, lane| {
-            let mixed = (hash ^ lane).wrapping_mul(Self::FACTOR);
-            mixed ^ (mixed >> 32)
-        })
-    }
+    let mut hash = ContentHash::default();
+    networks.iter().for_each(|network| hash.weights(&network.plan, &network.weights));
+    hash.finish()
 }
 
 /// Reads bytes as a safetensors header; for fuzzing, which must find no panic.
