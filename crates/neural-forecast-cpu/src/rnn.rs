@@ -881,16 +881,15 @@ mod tests {
         }
 
         fn packed(&self, isa: Isa, precision: Precision) -> Rnn {
-            let view = |w: &'_ Own| -> Weights<'_> {
-                // SAFETY: not unsafe: plain borrows.
+            fn view(own: &Own) -> Weights<'_> {
                 Weights {
-                    w_ih: Box::leak(w.w_ih.clone().into_boxed_slice()),
-                    w_hh: Box::leak(w.w_hh.clone().into_boxed_slice()),
-                    b_ih: Some(Box::leak(w.b_ih.clone().into_boxed_slice())),
-                    b_hh: Some(Box::leak(w.b_hh.clone().into_boxed_slice())),
-                    w_hr: w.w_hr.clone().map(|w| &*Box::leak(w.into_boxed_slice())),
+                    w_ih: &own.w_ih,
+                    w_hh: &own.w_hh,
+                    b_ih: Some(&own.b_ih),
+                    b_hh: Some(&own.b_hh),
+                    w_hr: own.w_hr.as_deref(),
                 }
-            };
+            }
             let layers: Vec<Vec<Weights<'_>>> =
                 self.layers.iter().map(|layer| layer.iter().map(view).collect()).collect();
             let shape = (self.inputs, self.hidden, self.projection);
