@@ -1,5 +1,5 @@
-//! What happens to a plan before a device compiles it: lowering to what the device has, then
-//! fusion.
+//! What happens to a plan before a device compiles it: steps that nobody needs go, ops that the
+//! device has no kernel for are lowered, the rest is fused.
 //!
 //! Shared by all devices, so that they differ in kernels alone.
 
@@ -30,7 +30,11 @@ pub fn prepare(
         };
         plain && !(options.lower && is_stack(op)) && supports(op)
     };
-    let lowered = lower(plan, &wanted)?;
+    let mut needed = plan.clone();
+    for entry in &mut needed.entries {
+        *entry = entry.without_unused_steps();
+    }
+    let lowered = lower(&needed.without_unused_weights(), &wanted)?;
     if !options.fuse {
         return Ok((lowered, FusionReport::default()));
     }
@@ -68,6 +72,29 @@ mod tests {
             let plain = |op: &&Op| matches!(op, Op::Linear(linear) if has_epilogue(linear));
             assert_eq!(steps(&bare).into_iter().filter(plain).count(), 0, "{}", case.name);
         }
+    }
+
+    #[test]
+    fn steps_that_nobody_needs_go_with_their_weights() {
+        use crate::ops::{Linear, Normalize, Scaler};
+        use crate::plan::{Bucket, DType, Dim, StateKind};
+        use crate::testing::CaseBuilder;
+        let mut c = CaseBuilder::new("unused", Bucket { batch: 1, length: 1 }).stateful();
+        let x = c.input(&[Dim::BATCH, 2.into(), 3.into()]);
+        let unread = c.input_of(&[Dim::BATCH], DType::F32, &mut |_| 0.0);
+        let (first, second) = (c.weight(&[3, 3]), c.weight(&[4, 3]));
+        let kept = c.step(Linear::new(x, first));
+        c.step(Linear::new(kept, second));
+        let running = Some(c.state(StateKind::ScalerStatistics, &[3, 3]));
+        c.steps(Normalize { running, ..Normalize::window(x, None, Scaler::standard(0.0)) });
+        let plan = c.finish(&[kept]).plan;
+        let (prepared, _) = prepare(&plan, &LoadOptions::default(), &|_| true).expect("it fits");
+        let names: Vec<&str> = steps(&prepared).iter().map(|op| op.name()).collect();
+        assert_eq!(names, ["linear", "normalize"], "what writes a state stays");
+        assert_eq!(prepared.weights.len(), 1);
+        let inputs = |plan: &Plan| plan.entries[0].inputs.len();
+        assert_eq!(inputs(&prepared), inputs(&plan), "the contract with the caller stays");
+        assert_eq!(unread.index(), 1);
     }
 
     #[test]

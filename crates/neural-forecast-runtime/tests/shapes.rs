@@ -188,6 +188,17 @@ fn elementwise_and_movement() {
             "no patch of 16 steps at stride 8 fits into 15 steps",
         ),
         case(
+            |b| {
+                let pad = PatchPad::RepeatLast(usize::MAX);
+                Patch { x: b.m, length: usize::MAX, stride: usize::MAX, pad }.into()
+            },
+            &format!("no patch of {0} steps at stride {0} fits into 4 steps", usize::MAX),
+        ),
+        case(
+            |b| Pool { x: b.m, axis: 1, kernel: Some(usize::MAX), kind: PoolKind::Mean }.into(),
+            &format!("cannot pool 4 by {}", usize::MAX),
+        ),
+        case(
             |b| Patch { x: b.x, length: 4, stride: 2, pad: PatchPad::ZeroFirst }.into(),
             "padding in front needs stride 2 = length 4",
         ),
@@ -445,6 +456,14 @@ fn whole_plans() {
     }
     let error = b.finish().expect_err("one entry of a kind").to_string();
     assert_eq!(error, "plan `twice`: two `full` entries");
+
+    let mut b = PlanBuilder::new("alike", Context::Fixed(1));
+    b.begin(EntryKind::Step);
+    let x = b.input("x", DType::F32, &[Dim::BATCH]);
+    b.output("y", x, Vec::new());
+    b.output("y", x, Vec::new());
+    let error = b.finish().expect_err("names are unique").to_string();
+    assert_eq!(error, "plan `alike`, entry `step`: two outputs named `y`");
 
     let mut b = PlanBuilder::new("huge", Context::Fixed(1));
     b.weight("w", &[usize::MAX, 2]);

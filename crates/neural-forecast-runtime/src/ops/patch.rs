@@ -39,10 +39,12 @@ impl Patch {
         if p == 0 || s == 0 {
             return Err(c.error(format!("patch length {p} and stride {s} must be positive")));
         }
+        // Lengths that are no signed number are longer than any axis.
+        let signed = |n: usize| isize::try_from(n).unwrap_or(isize::MAX);
         let windows = match self.pad {
-            PatchPad::DropFirst => time.windows(-(p as isize), s, 1),
-            PatchPad::RepeatLast(n) => time.windows(n as isize - p as isize, s, 1),
-            PatchPad::ZeroFirst if p == s => time.windows(s as isize - 1, s, 0),
+            PatchPad::DropFirst => time.windows(-signed(p), s, 1),
+            PatchPad::RepeatLast(n) => time.windows(signed(n) - signed(p), s, 1),
+            PatchPad::ZeroFirst if p == s => time.windows(signed(s) - 1, s, 0),
             PatchPad::ZeroFirst => {
                 return Err(c.error(format!("padding in front needs stride {s} = length {p}")));
             }

@@ -36,8 +36,9 @@ impl Pool {
         c.axis(self.axis, &out)?;
         out[self.axis] = match self.kernel {
             None => Dim::Fixed(1),
-            Some(kernel) => out[self.axis]
-                .windows(kernel as isize - 1, kernel, 0)
+            Some(kernel) => isize::try_from(kernel)
+                .ok()
+                .and_then(|signed| out[self.axis].windows(signed - 1, kernel, 0))
                 .ok_or_else(|| c.error(format!("cannot pool {:?} by {kernel}", out[self.axis])))?,
         };
         Ok(vec![(DType::F32, out)])

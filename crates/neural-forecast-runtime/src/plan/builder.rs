@@ -155,6 +155,17 @@ impl PlanBuilder {
                 let place = format!("plan `{}`", self.plan.name);
                 return Err(PlanError::new(place, format!("two `{}` entries", entry.kind.name())));
             }
+            let inputs = entry.inputs.iter().map(|input| ("inputs", &input.name));
+            let outputs = entry.outputs.iter().map(|output| ("outputs", &output.name));
+            let mut seen = Vec::new();
+            for named in inputs.chain(outputs) {
+                if seen.contains(&named) {
+                    let place = format!("plan `{}`, entry `{}`", self.plan.name, entry.kind.name());
+                    let (what, name) = named;
+                    return Err(PlanError::new(place, format!("two {what} named `{name}`")));
+                }
+                seen.push(named);
+            }
         }
         Ok(self.plan)
     }

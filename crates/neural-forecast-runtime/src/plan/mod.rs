@@ -218,6 +218,22 @@ impl Entry {
         self.inputs.iter().find(|input| input.name == name)
     }
 
+    /// The same entry without steps whose results nobody wants: no output depends on them and they
+    /// write no state.
+    pub(crate) fn without_unused_steps(&self) -> Entry {
+        let mut wanted: Vec<ValueId> = self.outputs.iter().map(|output| output.value).collect();
+        let mut steps = Vec::new();
+        for step in self.steps.iter().rev() {
+            let read = step.outputs.iter().any(|value| wanted.contains(value));
+            if read || !step.op.states().is_empty() {
+                wanted.extend(step.op.reads());
+                steps.push(step.clone());
+            }
+        }
+        steps.reverse();
+        Entry { steps, ..self.clone() }.without_unused_values()
+    }
+
     /// The same entry without values that nothing writes: what rewriting leaves behind would take
     /// room in the arena.
     pub(crate) fn without_unused_values(&self) -> Entry {
