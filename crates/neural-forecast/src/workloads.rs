@@ -173,23 +173,22 @@ impl Workload {
     }
 
     /// Random weights of a plan of this workload. A Transformer's are PyTorch's defaults. An LSTM's
-    /// have variance 1/K over their K inputs instead of PyTorch's 1/3D, and its head's 16/K, because
-    /// with those a stack of layers forecasts nearly the same number for every window.
+    /// have variance 1/K over their K inputs instead of PyTorch's 1/3D, and 16/K where the inputs
+    /// are hidden states of the layer below, which are about 1/4: with less, a stack of layers
+    /// forecasts nearly the same number for every window.
     pub fn weights(&self, plan: &Plan, seed: u64) -> MemoryWeights {
         match &self.network {
             Network::Transformer(config) => {
                 draw(plan, seed, |name| transformer::init(config, self.features, name))
             }
             Network::Lstm(config) => draw(plan, seed, |name| {
-                let width = config.directions() * config.hidden_size;
-                let inputs = match name {
+                let (inputs, gain) = match name {
                     _ if name.contains("bias") => return Init::Uniform(0.1),
-                    "head.weight" => return Init::Uniform(4.0 * (3.0 / width as f32).sqrt()),
-                    _ if name.contains("weight_hh") => config.hidden_size,
-                    _ if name.starts_with("rnn.weight_ih_l0") => self.features,
-                    _ => width,
+                    _ if name.contains("weight_hh") => (config.hidden_size, 1.0),
+                    _ if name.starts_with("rnn.weight_ih_l0") => (self.features, 1.0),
+                    _ => (config.directions() * config.hidden_size, 4.0),
                 };
-                Init::Uniform((3.0 / inputs as f32).sqrt())
+                Init::Uniform(gain * (3.0 / inputs as f32).sqrt())
             }),
         }
     }
