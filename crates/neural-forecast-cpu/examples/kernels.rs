@@ -1,4 +1,5 @@
-//! GFLOP/s of the products on this machine: `cargo run --release --example kernels`.
+//! GFLOP/s of the products on this machine: `cargo run --release --example kernels
+//! [workers]`.
 //!
 //! For tuning tiles and blocks; the project's benchmarks are elsewhere.
 
@@ -10,8 +11,9 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let isa = Isa::from_environment()?;
+    let wanted: Option<usize> = std::env::args().nth(1).and_then(|n| n.parse().ok());
     println!("{} | workers, precision, M x N x K, microseconds, GFLOP/s", isa.name());
-    for workers in [1, 2] {
+    for workers in [1, 2].into_iter().filter(|w| wanted.is_none_or(|n| n == *w)) {
         let mut team = Team::new(workers)?;
         for precision in [Precision::F32, Precision::Bf16] {
             for (m, n, k) in [

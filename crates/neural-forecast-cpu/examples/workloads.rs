@@ -223,8 +223,8 @@ fn main() -> Result<(), Failure> {
         named.is_none_or(|a| name.starts_with(a.as_str()))
     };
     println!("{} x {}", device.isa().name(), device.threads());
-    let recurrent: [(&str, (usize, usize), (usize, usize), usize, usize, &[usize]); 5] = [
-        ("lstm_a", (50, 100), (2, 100), 1, 1, &[1]),
+    let recurrent = [
+        ("lstm_a", (50, 100), (2, 100), 1, 1, [1].as_slice()),
         ("lstm_b", (100, 250), (3, 200), 1, 1, &[1]),
         ("lstm_c", (100, 500), (4, 1000), 1, 1, &[1]),
         ("lstm_guide_128", (100, 10), (2, 128), 10, 2, &[1, 32, 512]),
@@ -238,8 +238,8 @@ fn main() -> Result<(), Failure> {
             }
         }
     }
-    let encoders: [(&str, (usize, usize), (usize, usize, usize, usize), &[usize]); 2] = [
-        ("transformer_small", (64, 16), (3, 128, 8, 256), &[1, 32, 512]),
+    let encoders = [
+        ("transformer_small", (64, 16), (3, 128, 8, 256), [1, 32, 512].as_slice()),
         ("transformer_guide", (512, 768), (6, 768, 12, 3072), &[1]),
     ];
     for (name, input, shape, batches) in encoders {

@@ -50,35 +50,61 @@ stems! {
     Series = "series",
 }
 
-const STEM_COUNT: usize = STEMS.len();
-static CALLS: [[AtomicU64; 6]; STEM_COUNT] =
-    [const { [const { AtomicU64::new(0) }; 6] }; STEM_COUNT];
+/// Calls by kernel: of a device, or of the process.
+#[derive(Debug)]
+pub struct Counters([[AtomicU64; 6]; STEMS.len()]);
+
+static PROCESS: Counters = Counters::new();
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters::new()
+    }
+}
+
+impl Counters {
+    /// None yet.
+    pub const fn new() -> Self {
+        Counters([const { [const { AtomicU64::new(0) }; 6] }; STEMS.len()])
+    }
+
+    /// Counts one call.
+    #[inline]
+    pub fn count(&self, stem: Stem, isa: Isa, precision: Precision) {
+        let tier = TIERS.iter().position(|tier| *tier == isa.name()).unwrap_or(0);
+        self.0[stem as usize][column(tier, precision)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Calls by kernel name, for example `gemm-avx512-f32`; names without calls are left out.
+    pub fn snapshot(&self) -> BTreeMap<String, u64> {
+        let mut calls = BTreeMap::new();
+        for (row, (_, stem)) in STEMS.iter().enumerate() {
+            for (tier, name) in TIERS.iter().enumerate() {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let n = self.0[row][column(tier, precision)].load(Ordering::Relaxed);
+                    if n > 0 {
+                        calls.insert(format!("{stem}-{name}-{}", precision.name()), n);
+                    }
+                }
+            }
+        }
+        calls
+    }
+}
 
 fn column(tier: usize, precision: Precision) -> usize {
     tier * 2 + usize::from(precision == Precision::Bf16)
 }
 
-/// Counts one call.
+/// Counts one call in the process's counters.
 #[inline]
 pub fn count(stem: Stem, isa: Isa, precision: Precision) {
-    let tier = TIERS.iter().position(|tier| *tier == isa.name()).unwrap_or(0);
-    CALLS[stem as usize][column(tier, precision)].fetch_add(1, Ordering::Relaxed);
+    PROCESS.count(stem, isa, precision);
 }
 
 const TIERS: [&str; 3] = ["portable", "avx2", "avx512"];
 
-/// Calls so far by kernel name, for example `gemm-avx512-f32`; names without calls are left out.
+/// Calls of the process so far, whichever device made them.
 pub fn snapshot() -> BTreeMap<String, u64> {
-    let mut calls = BTreeMap::new();
-    for (row, (_, stem)) in STEMS.iter().enumerate() {
-        for (tier, name) in TIERS.iter().enumerate() {
-            for precision in [Precision::F32, Precision::Bf16] {
-                let n = CALLS[row][column(tier, precision)].load(Ordering::Relaxed);
-                if n > 0 {
-                    calls.insert(format!("{stem}-{name}-{}", precision.name()), n);
-                }
-            }
-        }
-    }
-    calls
+    PROCESS.snapshot()
 }

@@ -3,10 +3,11 @@
 //! Runs happen inside `submit`, on the device's team; programs of one device take turns. Holds the
 //! memory; what is computed with it is in `kernels`.
 
-use crate::counters::{self, Precision as Kept};
+use crate::counters::{Counters, Precision as Kept};
 use crate::gemm::Scratch;
 use crate::isa::Isa;
 use crate::kernels::{Context, Loaded, Packer, Room, Slots};
+use crate::layout::AXES_MAX;
 use crate::memory::{Buffer, PerWorker, Shared as Floats};
 use crate::team::{Team, Worker};
 use neural_forecast_runtime::arena::{ArenaPlan, MemoryLine};
@@ -37,6 +38,7 @@ pub struct CpuDevice {
     isa: Isa,
     crew: Arc<Mutex<Crew>>,
     workers: usize,
+    counters: Arc<Counters>,
 }
 
 /// The team and what each worker needs for products.
@@ -100,7 +102,8 @@ impl CpuDevice {
             ],
         };
         let crew = Crew { team, scratch: PerWorker::new(workers, Scratch::new) };
-        Ok(CpuDevice { capabilities, isa, crew: Arc::new(Mutex::new(crew)), workers })
+        let (crew, counters) = (Arc::new(Mutex::new(crew)), Arc::default());
+        Ok(CpuDevice { capabilities, isa, crew, workers, counters })
     }
 
     /// The instruction set that serves.
@@ -120,6 +123,15 @@ fn kept(precision: Precision) -> Option<Kept> {
         Precision::Bf16 => Some(Kept::Bf16),
         _ => None,
     }
+}
+
+/// Refuses values with more axes than kernels walk.
+fn check_ranks(plan: &Plan) -> Result<(), DeviceError> {
+    let mut values = plan.entries.iter().flat_map(|entry| &entry.values);
+    let Some(value) = values.find(|value| value.shape.len() > AXES_MAX) else { return Ok(()) };
+    let (name, rank) = (&value.name, value.shape.len());
+    let message = format!("value `{name}` has {rank} axes, at most {AXES_MAX}");
+    Err(DeviceError::new(DeviceErrorKind::Unsupported, message))
 }
 
 fn has_kernel(op: &Op) -> bool {
@@ -154,11 +166,15 @@ impl Device for CpuDevice {
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
         };
         check_weights(plan, weights)?;
+        check_ranks(plan)?;
         let (plan, _) = prepare(plan, options, &has_kernel)?;
         let needed = plan.states.iter().map(|state| state.shape.iter().product::<usize>());
         let state_bytes = needed.sum::<usize>() as u64 * options.state_slots as u64 * 4;
         let weight_bytes = plan.parameters() as u64 * options.precision.weight_bytes() as u64;
-        let budget = Budget { most: options.memory_bytes_max, used: Mutex::new(0) };
+        // More than the machine has would not fail here but end the process later.
+        let machine = self.capabilities.memory_bytes;
+        let most = options.memory_bytes_max.map_or(machine, |most| most.min(machine));
+        let budget = Budget { most, used: Mutex::new(0) };
         budget.reserve("weights and states", state_bytes.saturating_add(weight_bytes))?;
         let read = |id| weight_f32(&plan, id, weights);
         let shape = |id| plan.weight(id).shape.clone();
@@ -183,12 +199,13 @@ impl Device for CpuDevice {
             isa: self.isa,
             crew: Arc::clone(&self.crew),
             workers: self.workers,
+            counters: Arc::clone(&self.counters),
         });
         Ok(Box::new(CpuResident { shared, entries, packed }))
     }
 
     fn kernel_counts(&self) -> Vec<KernelCount> {
-        let counts = counters::snapshot().into_iter();
+        let counts = self.counters.snapshot().into_iter();
         counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
     }
 }
@@ -196,7 +213,7 @@ impl Device for CpuDevice {
 /// Bytes in use of at most so many.
 #[derive(Debug)]
 struct Budget {
-    most: Option<u64>,
+    most: u64,
     used: Mutex<u64>,
 }
 
@@ -204,16 +221,13 @@ impl Budget {
     fn reserve(&self, owner: &str, bytes: u64) -> Result<(), DeviceError> {
         let mut used = lock(&self.used);
         let total = used.saturating_add(bytes);
-        match self.most {
-            Some(most) if total > most => Err(DeviceError::new(
-                DeviceErrorKind::OutOfMemory,
-                format!("{owner} need {bytes} bytes beside {}, limit {most}", *used),
-            )),
-            _ => {
-                *used = total;
-                Ok(())
-            }
+        if total > self.most {
+            let message =
+                format!("{owner} need {bytes} bytes beside {}, limit {}", *used, self.most);
+            return Err(DeviceError::new(DeviceErrorKind::OutOfMemory, message));
         }
+        *used = total;
+        Ok(())
     }
 
     fn release(&self, bytes: u64) {
@@ -233,6 +247,7 @@ struct Shared {
     isa: Isa,
     crew: Arc<Mutex<Crew>>,
     workers: usize,
+    counters: Arc<Counters>,
 }
 
 impl Shared {
@@ -389,6 +404,8 @@ struct CpuProgram {
     outputs: Vec<Buffer>,
     slots: Vec<u32>,
     states: Vec<Slots>,
+    /// Whether the entry reads or writes states.
+    stateful: bool,
     /// Rows of the last run that succeeded.
     ran: usize,
     bytes: u64,
@@ -462,6 +479,7 @@ impl CpuProgram {
             slots: Vec::with_capacity(request.bucket.batch),
             states: Vec::with_capacity(shared.plan.states.len()),
             ran: 0,
+            stateful: entry.uses_states(),
             entry: entry.clone(),
             steps,
             shared,
@@ -494,11 +512,10 @@ impl CpuProgram {
             this.get().walk(run, worker, scratch, &cancelled);
         });
         outcome.map_err(|e| DeviceError::new(DeviceErrorKind::Execution, e.to_string()))?;
-        let stateful = !self.states.is_empty();
-        if cancelled.load(Ordering::Relaxed) || (stateful && is_cancelled(run)) {
+        if cancelled.load(Ordering::Relaxed) || (self.stateful && is_cancelled(run)) {
             return Err(DeviceError::new(DeviceErrorKind::Cancelled, "before the run's end"));
         }
-        if self.entry.uses_states() {
+        if self.stateful {
             self.commit(run.rows);
         }
         self.ran = run.rows;
@@ -609,6 +626,7 @@ impl CpuProgram {
     fn context<'a>(&'a self, lane: &'a Lane, rows: std::ops::Range<usize>) -> Context<'a> {
         Context {
             isa: self.shared.isa,
+            counters: &self.shared.counters,
             places: &lane.places,
             shapes: &lane.shapes,
             rows: rows.len(),
@@ -700,7 +718,7 @@ impl Program for CpuProgram {
             return Err(error.clone());
         }
         assert!(self.pending.is_none(), "the caller broke the contract: a run is in flight");
-        let slots = self.entry.uses_states().then_some(self.shared.options.state_slots);
+        let slots = self.stateful.then_some(self.shared.options.state_slots);
         self.info.check_run(run, slots);
         self.pending = Some(self.run(run));
         Ok(())

@@ -16,11 +16,11 @@ use crate::tile::{self, Args, Half, K_BLOCK, ROW_STRIDE, ROWS_DIRECT, ROWS_MAX, 
 use crate::vecmath;
 use std::ops::Range;
 
-/// Copied rows (times blocks of `k`) that one worker holds: 256 · 3136 bytes stay in L2 beside a
+/// Copied rows (times blocks of `k`) that one worker holds: 264 · 3136 bytes stay in L2 beside a
 /// panel.
-const COPIED_ROWS: usize = 256;
+const COPIED_ROWS: usize = 264;
 /// Rows of one pass where `k` needs a single block.
-const PASS_ROWS: usize = 252;
+const PASS_ROWS: usize = 264;
 const WIDTH_MAX: usize = 64;
 
 /// Function that ends a product.

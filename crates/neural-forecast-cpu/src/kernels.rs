@@ -4,7 +4,7 @@
 //! The mathematics is there, the memory is `program`'s.
 
 use crate::attention::{self, AttentionScratch};
-use crate::counters::{Precision, Stem, count};
+use crate::counters::{Counters, Precision, Stem, count};
 use crate::elementwise::{Combine, Function, Map, Pair, Softmax, WeightedSum};
 use crate::gemm::{self, Gemm, Packed, Scratch};
 use crate::isa::Isa;
@@ -23,6 +23,10 @@ use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Most pairs of queries and keys whose scores one attention adds: one a layer of a model with
+/// residual scores.
+const DEPTH_MAX: usize = 64;
+
 /// A step with its weights packed; shared by all programs of its entry.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -30,6 +34,8 @@ pub(crate) struct Loaded {
     kernel: Kernel,
     /// Shape of the first weight.
     weight_shape: Vec<usize>,
+    /// States that it reads or writes.
+    states: Vec<StateId>,
 }
 
 #[derive(Debug)]
@@ -96,7 +102,8 @@ impl<'a> Packer<'a> {
         };
         let first = step.op.weights().first().copied();
         let weight_shape = first.map(self.shape).unwrap_or_default();
-        Ok(Loaded { step: step.clone(), kernel, weight_shape })
+        let states = step.op.states();
+        Ok(Loaded { step: step.clone(), kernel, weight_shape, states })
     }
 
     fn plain(&mut self, id: WeightId) -> Result<Arc<Vec<f32>>, DeviceError> {
@@ -171,6 +178,11 @@ impl<'a> Packer<'a> {
 
     fn attention(&self, op: &ops::Attention) -> Result<attention::Attention, DeviceError> {
         let head = op.head();
+        if op.queries.len() > DEPTH_MAX {
+            let depth = op.queries.len();
+            let message = format!("attention adds scores of {depth} layers, at most {DEPTH_MAX}");
+            return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
+        }
         let bias = match op.bias {
             None => None,
             Some(AttentionBias::Weight(id)) => {
@@ -308,6 +320,8 @@ pub(crate) struct Slots {
 /// What a run gives to its kernels.
 pub(crate) struct Context<'a> {
     pub(crate) isa: Isa,
+    /// The device's.
+    pub(crate) counters: &'a Counters,
     /// First float of each value.
     pub(crate) places: &'a [Shared],
     /// Shape of each value for the rows of this run.
@@ -361,6 +375,19 @@ impl Room {
         let schedule = self.schedule.as_ref().map_or(0, Schedule::bytes);
         let attention = self.attention.iter_mut().flat_map(PerWorker::iter_mut);
         floats * 4 + schedule + attention.map(|scratch| scratch.bytes()).sum::<usize>()
+    }
+}
+
+fn plain_stem(op: &Op) -> Stem {
+    match op {
+        Op::Unary(_) | Op::Binary(_) | Op::WeightedSum(_) => Stem::Elementwise,
+        Op::Normalize(_)
+        | Op::Denormalize(_)
+        | Op::Pool(_)
+        | Op::Interpolate(_)
+        | Op::EmpiricalQuantiles(_)
+        | Op::Sample(_) => Stem::Series,
+        _ => Stem::Layout,
     }
 }
 
@@ -455,8 +482,7 @@ impl Loaded {
     }
 
     fn pending_states(&self, batch: usize, elements: &dyn Fn(StateId) -> usize) -> Vec<Buffer> {
-        let states = self.step.op.states().into_iter();
-        states.map(|state| Buffer::zeroed(batch * elements(state))).collect()
+        self.states.iter().map(|&state| Buffer::zeroed(batch * elements(state))).collect()
     }
 
     /// This worker's part of the step. The caller follows it with a barrier.
@@ -471,6 +497,10 @@ impl Loaded {
         worker: Worker<'_>,
         scratch: &mut Scratch,
     ) {
+        if worker.index() == 0 {
+            let (stem, precision) = self.counted();
+            c.counters.count(stem, c.isa, precision);
+        }
         // SAFETY: the caller's.
         unsafe {
             match (&self.step.op, &self.kernel) {
@@ -492,6 +522,19 @@ impl Loaded {
                 (op, Kernel::Plain(weights)) => self.plain(op, weights, room, c, worker),
                 (op, _) => unreachable!("`{}` was loaded as another kernel", op.name()),
             }
+        }
+    }
+
+    /// Under which name a run of the step counts.
+    fn counted(&self) -> (Stem, Precision) {
+        match &self.kernel {
+            Kernel::Linear { packed, .. } => {
+                (Stem::Gemm, packed.first().map_or(Precision::F32, |p| p.precision()))
+            }
+            Kernel::Norm(_) => (Stem::Norm, Precision::F32),
+            Kernel::Attention(_) => (Stem::Attention, Precision::F32),
+            Kernel::Rnn(rnn) => rnn.counted(),
+            Kernel::Plain(_) => (plain_stem(&self.step.op), Precision::F32),
         }
     }
 
@@ -610,9 +653,6 @@ impl Loaded {
                 at: c.at(columns.value).add(columns.start),
                 stride: c.shape(columns.value)[2],
             };
-            // At most one pair a layer; models have fewer than this.
-            const DEPTH_MAX: usize = 64;
-            assert!(op.queries.len() <= DEPTH_MAX, "scores of {} layers", op.queries.len());
             let mut queries = [attention::View { at: std::ptr::null(), stride: 0 }; DEPTH_MAX];
             let mut keys = queries;
             for (i, (q, k)) in op.queries.iter().zip(&op.keys).enumerate() {
@@ -751,8 +791,8 @@ impl Loaded {
                     }
                 }
                 Op::RnnStack(op) if !op.states.as_ref().is_some_and(|s| s.write) => {}
-                op => {
-                    for (state, pending) in op.states().into_iter().zip(&room.pending) {
+                _ => {
+                    for (&state, pending) in self.states.iter().zip(&room.pending) {
                         let n = c.states[state.index()].stride;
                         for b in 0..c.rows {
                             let to = c.state_rows(state).row(b);
@@ -774,16 +814,7 @@ impl Loaded {
         c: &Context<'_>,
         worker: Worker<'_>,
     ) {
-        let stem = match op {
-            Op::Unary(_) | Op::Binary(_) | Op::WeightedSum(_) => Stem::Elementwise,
-            Op::Normalize(_)
-            | Op::Denormalize(_)
-            | Op::Pool(_)
-            | Op::Interpolate(_)
-            | Op::EmpiricalQuantiles(_)
-            | Op::Sample(_) => Stem::Series,
-            _ => Stem::Layout,
-        };
+        let stem = plain_stem(op);
         if worker.index() == 0 {
             count(stem, c.isa, Precision::F32);
         }

@@ -68,6 +68,13 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
+impl Shared {
+    /// The pointer. A method, so that a closure captures the whole.
+    pub fn get(&self) -> *mut f32 {
+        self.0
+    }
+}
+
 /// Where the rows of a matrix lie: row `r` starts `(r / inner) · outer_stride + (r % inner) ·
 /// inner_stride` floats after the first. Lets a product read and write a range of time steps of
 /// `[B, T, D]` without a copy.

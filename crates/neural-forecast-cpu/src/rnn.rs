@@ -245,6 +245,11 @@ impl Rnn {
         Rnn { isa, cell, hidden, width, inputs, layers, precision }
     }
 
+    /// Under which name runs are counted.
+    pub fn counted(&self) -> (Stem, Precision) {
+        (self.cell.stem(), self.precision)
+    }
+
     /// Directions of a layer.
     pub fn directions(&self) -> usize {
         self.layers.first().map_or(1, Vec::len)

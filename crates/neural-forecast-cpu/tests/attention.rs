@@ -1,0 +1,188 @@
+//! Attention over more keys than one tile holds, against a plain `f64` sum: the running maximum, the
+//! rescaling of what was summed before it, and what masks and causality hide.
+//!
+//! Small shapes with every option are the conformance cases; these are the long ones.
+
+use neural_forecast_cpu::Isa;
+use neural_forecast_cpu::attention::{Attention, Call, View};
+use neural_forecast_cpu::memory::Shared;
+use neural_forecast_cpu::team::Team;
+
+/// Numbers in (−1, 1).
+fn floats(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+struct Shape {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head: usize,
+    head_v: usize,
+}
+
+struct Case {
+    shape: Shape,
+    causal: bool,
+    mask: Option<Vec<f32>>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Case {
+    fn new(seed: u64, shape: Shape, causal: bool, masked: bool) -> Case {
+        let Shape { batch, queries, keys, heads, head, head_v } = shape;
+        let q = floats(seed, batch * queries * heads * head);
+        let mut k = floats(seed + 1, batch * keys * heads * head);
+        // Later keys score higher, so the maximum moves in every tile.
+        for (i, x) in k.iter_mut().enumerate() {
+            let j = i / (heads * head) % keys;
+            *x *= 1.0 + 12.0 * j as f32 / keys as f32;
+        }
+        let v = floats(seed + 2, batch * keys * heads * head_v);
+        let mask = masked.then(|| {
+            let draw = floats(seed + 3, batch * keys);
+            draw.into_iter().map(|x| if x > -0.3 { 1.0 } else { 0.0 }).collect()
+        });
+        Case { shape, causal, mask, q, k, v }
+    }
+
+    fn run(&self, isa: Isa, workers: usize) -> Vec<f32> {
+        let Shape { batch, queries, keys, heads, head, head_v } = self.shape;
+        let op = Attention {
+            isa,
+            heads,
+            head,
+            head_v,
+            scales: vec![0.7],
+            causal: self.causal,
+            mean_heads: false,
+            bias: None,
+            rope: None,
+            qk_norm: None,
+            query_scale: None,
+        };
+        let mut y = vec![f32::NAN; batch * queries * heads * head_v];
+        let to = Shared(y.as_mut_ptr());
+        let mut team = Team::new(workers).expect("the system gives threads");
+        let ran = team.run(|worker| {
+            let call = Call {
+                queries: &[View { at: self.q.as_ptr(), stride: heads * head }],
+                keys: &[View { at: self.k.as_ptr(), stride: heads * head }],
+                values: View { at: self.v.as_ptr(), stride: heads * head_v },
+                batch,
+                queries_each: queries,
+                keys_each: keys,
+                key_mask: self.mask.as_ref().map(|mask| mask.as_ptr()),
+                groups: None,
+                ring: None,
+                y: to.get(),
+            };
+            let mut scratch = op.scratch(batch, queries, keys, false);
+            // SAFETY: all arrays have the call's shape and outlive it.
+            unsafe { op.run(&call, worker, &mut scratch) }
+        });
+        ran.expect("no worker panics");
+        y
+    }
+
+    fn expected(&self, b: usize, i: usize, h: usize) -> Vec<f64> {
+        let Shape { queries, keys, heads, head, head_v, .. } = self.shape;
+        let last = i as isize + keys as isize - queries as isize;
+        let visible = |j: &usize| {
+            let open = self.mask.as_ref().is_none_or(|mask| mask[b * keys + j] != 0.0);
+            open && (!self.causal || *j as isize <= last)
+        };
+        let row = |x: &[f32], t: usize, time: usize, width: usize| -> Vec<f64> {
+            let at = ((b * time + t) * heads + h) * width;
+            x[at..at + width].iter().map(|&x| f64::from(x)).collect()
+        };
+        let q = row(&self.q, i, queries, head);
+        let seen: Vec<usize> = (0..keys).filter(visible).collect();
+        let score = |j: &usize| {
+            let k = row(&self.k, *j, keys, head);
+            0.7 * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+        };
+        let scores: Vec<f64> = seen.iter().map(score).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut y = vec![0.0; head_v];
+        for (j, w) in seen.iter().zip(&weights) {
+            for (y, v) in y.iter_mut().zip(row(&self.v, *j, keys, head_v)) {
+                *y += w * v / total;
+            }
+        }
+        y
+    }
+}
+
+#[test]
+fn long_contexts_match_the_plain_sum() {
+    let shapes = [
+        (1, 33, 1700, 2, 16, 16),
+        (2, 3, 768, 1, 64, 64),
+        (1, 5, 769, 3, 7, 5),
+        (2, 13, 1537, 2, 80, 33),
+        (1, 1, 2000, 1, 800, 4),
+        (3, 64, 64, 8, 16, 16),
+    ];
+    for isa in Isa::available() {
+        for (n, &(batch, queries, keys, heads, head, head_v)) in shapes.iter().enumerate() {
+            for (causal, masked) in [(false, false), (true, false), (true, true)] {
+                let shape = Shape { batch, queries, keys, heads, head, head_v };
+                let case = Case::new(n as u64 * 10 + 1, shape, causal, masked);
+                let y = case.run(isa, 1);
+                for b in 0..batch {
+                    for i in (0..queries).step_by(7) {
+                        for h in 0..heads {
+                            let at = ((b * queries + i) * heads + h) * head_v;
+                            for (found, e) in y[at..at + head_v].iter().zip(case.expected(b, i, h))
+                            {
+                                let error = (f64::from(*found) - e).abs();
+                                let tier = isa.name();
+                                assert!(error <= 3e-5, "{tier} shape {n}: {found}, expected {e}");
+                            }
+                        }
+                    }
+                }
+                for workers in [2, 3] {
+                    assert!(case.run(isa, workers) == y, "{workers} workers, shape {n}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn hidden_keys_leave_no_trace() {
+    // The same visible keys with hidden ones between them, whose values are not even numbers.
+    for isa in Isa::available() {
+        let shape = Shape { batch: 1, queries: 4, keys: 70, heads: 2, head: 8, head_v: 8 };
+        let mut padded = Case::new(5, shape, false, true);
+        let mask = padded.mask.clone().unwrap();
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        for (j, &open) in mask.iter().enumerate() {
+            let row = j * 16..(j + 1) * 16;
+            if open != 0.0 {
+                k.extend_from_slice(&padded.k[row.clone()]);
+                v.extend_from_slice(&padded.v[row]);
+            } else {
+                padded.k[row.clone()].fill(f32::NAN);
+                padded.v[row].fill(f32::NAN);
+            }
+        }
+        let keys = k.len() / 16;
+        let shape = Shape { batch: 1, queries: 4, keys, heads: 2, head: 8, head_v: 8 };
+        let dense = Case { shape, causal: false, mask: None, q: padded.q.clone(), k, v };
+        assert!(padded.run(isa, 1) == dense.run(isa, 1), "{}", isa.name());
+    }
+}
