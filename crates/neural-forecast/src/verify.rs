@@ -104,9 +104,9 @@ fn compare(
 }
 
 fn summary(alias: &str, precision: Precision, pairs: &[(f64, f64)]) -> PrecisionError {
-    // `f64::max` drops NaN; a fold that keeps it must compare the other way round.
+    // `f64::max` drops NaN; this fold keeps the first one it meets.
     let largest = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold(0.0, |m: f64, x| if x <= m { m } else { x })
+        values.fold(0.0, |m: f64, x| if x <= m || m.is_nan() { m } else { x })
     };
     let relative = |&(a, b): &(f64, f64)| (a - b).abs() / a.abs().max(1.0);
     let range = largest(&mut pairs.iter().map(|(a, _)| a.abs()));
