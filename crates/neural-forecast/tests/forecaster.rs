@@ -1,5 +1,6 @@
 //! The forecaster on the shipped models: golden forecasts, chunks and threads that change no bit,
 //! refusals by name.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read has failed")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,8 +68,7 @@ fn a_series_has_the_same_bits_alone_in_a_crowd_and_on_any_number_of_threads() {
     let crowd = frame.with_series(crowd);
     for name in shipped::names() {
         for precision in [Precision::F32, Precision::Bf16] {
-            let together =
-                forecaster(name, precision, Some(2)).predict(&crowd, &raw()).unwrap();
+            let together = forecaster(name, precision, Some(2)).predict(&crowd, &raw()).unwrap();
             let single = forecaster(name, precision, Some(1));
             for (at, series) in frame.series.iter().enumerate() {
                 let alone =
