@@ -164,3 +164,70 @@ unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, center: f32, square: bool)
     }
     s.sum(acc)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    fn layer(x: &[f64], eps: f64) -> Vec<f64> {
+        let n = x.len() as f64;
+        let mean = x.iter().sum::<f64>() / n;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        x.iter().map(|x| (x - mean) / (variance + eps).sqrt()).collect()
+    }
+
+    #[test]
+    fn every_width_matches_the_definition() {
+        let mut random = Random::new("norm");
+        let eps = 1e-5;
+        for isa in Isa::available() {
+            for width in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 127, 768, 1009] {
+                let rows = 3;
+                // An offset, so that a variance by squares alone would lose its digits.
+                let x: Vec<f32> = random.floats(rows * width).iter().map(|x| x + 9.0).collect();
+                let (w, b) = (random.floats(width), random.floats(width));
+                let groups = if width % 3 == 0 { 3 } else { 1 };
+                for kind in [Kind::Layer { groups: 1 }, Kind::Layer { groups }, Kind::Rms] {
+                    let (scale, shift) = (Some(w.clone()), Some(b.clone()));
+                    let norm = Norm { kind, eps, scale, shift };
+                    let mut y = vec![f32::NAN; x.len()];
+                    let at = (x.as_ptr(), y.as_mut_ptr());
+                    // SAFETY: both hold the rows.
+                    unsafe { norm.run(isa, at, width, 0..rows, Worker::alone()) }
+                    for r in 0..rows {
+                        let row: Vec<f64> =
+                            x[r * width..(r + 1) * width].iter().map(|&x| f64::from(x)).collect();
+                        let eps = f64::from(eps);
+                        let expected = match kind {
+                            Kind::Layer { groups } => {
+                                let parts = row.chunks(width / groups);
+                                parts.flat_map(|part| layer(part, eps)).collect()
+                            }
+                            _ => {
+                                let square = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                                row.iter().map(|x| x / (square + eps).sqrt()).collect::<Vec<_>>()
+                            }
+                        };
+                        for (d, e) in expected.iter().enumerate() {
+                            let e = e * f64::from(w[d]) + f64::from(b[d]);
+                            let found = f64::from(y[r * width + d]);
+                            let error = (found - e).abs();
+                            // Rounding the mean costs digits where the spread is small beside it.
+                            let group =
+                                width / if kind == (Kind::Layer { groups }) { groups } else { 1 };
+                            let own = &row[d / group * group..(d / group + 1) * group];
+                            let mean = own.iter().sum::<f64>() / group as f64;
+                            let spread = own.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                            let spread = (spread / group as f64 + eps).sqrt();
+                            assert!(
+                                error <= 3e-6 * (1.0 + 10.0 / spread),
+                                "{kind:?} {width}: {found}, expected {e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
