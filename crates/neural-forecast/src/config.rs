@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Most parameters of a model that a configuration describes: 2³¹, 8 GiB in single precision. A
+/// Most parameters of a model that a configuration describes: 2³⁰, 4 GiB in single precision. A
 /// mistyped width is an error, not an attempt to allocate everything.
-pub const PARAMETERS_MAX: u64 = 1 << 31;
+pub const PARAMETERS_MAX: u64 = 1 << 30;
 
 /// Most values of one window or one layer's activations of it (time steps times width).
 pub const WINDOW_MAX: u64 = 1 << 28;

@@ -322,7 +322,11 @@ impl<'a> Caller<'a> {
 }
 
 fn clock(caller: &mut Caller<'_>, options: &BenchOptions) -> Result<Latency> {
+    let start = Instant::now();
     for _ in 0..options.warm_up {
+        if start.elapsed().as_secs_f64() >= options.seconds {
+            break;
+        }
         caller.call().map_err(device_error)?;
     }
     let mut times = Vec::with_capacity(options.runs_max.min(1 << 20));

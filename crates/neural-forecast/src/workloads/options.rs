@@ -77,7 +77,7 @@ pub struct BenchOptions {
     pub fuse: bool,
     /// Whether stacks are lowered even where the device has them fused.
     pub lower: bool,
-    /// Calls off the clock first.
+    /// Calls off the clock first; none is started after `seconds`.
     pub warm_up: usize,
     /// Most calls on the clock.
     pub runs_max: usize,
