@@ -217,7 +217,7 @@ fn main() -> Result<(), Failure> {
         if arguments.iter().any(|a| a == "--bf16") { Precision::Bf16 } else { Precision::F32 };
     let threads = arguments.iter().position(|a| a == "--threads");
     let threads = threads.and_then(|i| arguments.get(i + 1)?.parse().ok());
-    let device = CpuDevice::new(CpuOptions { threads, isa: None })?;
+    let device = CpuDevice::new(CpuOptions { threads, ..CpuOptions::default() })?;
     let wanted = |name: &str| {
         let named = arguments.first().filter(|a| !a.starts_with("--"));
         named.is_none_or(|a| name.starts_with(a.as_str()))

@@ -29,6 +29,9 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// `portable`, `avx2` or `avx512`; by default what `NF_CPU_ISA` says, or the best there is.
     pub isa: Option<String>,
+    /// Operations below which a program runs on the calling thread alone; by default as many as a
+    /// core does while a sleeping worker wakes.
+    pub alone_flops: Option<u64>,
 }
 
 /// This host's processor.
@@ -39,12 +42,15 @@ pub struct CpuDevice {
     crew: Arc<Mutex<Crew>>,
     workers: usize,
     counters: Arc<Counters>,
+    alone_flops: u64,
 }
 
 /// The team and what each worker needs for products.
 #[derive(Debug)]
 struct Crew {
     team: Team,
+    /// The calling thread.
+    alone: Team,
     scratch: PerWorker<Scratch>,
 }
 
@@ -78,10 +84,13 @@ impl CpuDevice {
             let message = format!("{threads} threads, expected 1 to {most}");
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
         }
-        let team = Team::new(threads).map_err(|error| {
-            let message = format!("cannot start {threads} threads: {error}");
-            DeviceError::new(DeviceErrorKind::OutOfMemory, message)
-        })?;
+        let start = |threads| {
+            Team::new(threads).map_err(|error| {
+                let message = format!("cannot start {threads} threads: {error}");
+                DeviceError::new(DeviceErrorKind::OutOfMemory, message)
+            })
+        };
+        let (team, alone) = (start(threads)?, start(1)?);
         let workers = team.workers();
         let kilobytes = system("/proc/meminfo", "MemTotal");
         let kilobytes = kilobytes.and_then(|m| m.split(' ').next()?.parse::<u64>().ok());
@@ -101,9 +110,10 @@ impl CpuDevice {
                 ("threads".into(), workers.to_string()),
             ],
         };
-        let crew = Crew { team, scratch: PerWorker::new(workers, Scratch::new) };
+        let crew = Crew { team, alone, scratch: PerWorker::new(workers, Scratch::new) };
         let (crew, counters) = (Arc::new(Mutex::new(crew)), Arc::default());
-        Ok(CpuDevice { capabilities, isa, crew, workers, counters })
+        let alone_flops = options.alone_flops.unwrap_or(ALONE_FLOPS);
+        Ok(CpuDevice { capabilities, isa, crew, workers, counters, alone_flops })
     }
 
     /// The instruction set that serves.
@@ -200,6 +210,7 @@ impl Device for CpuDevice {
             crew: Arc::clone(&self.crew),
             workers: self.workers,
             counters: Arc::clone(&self.counters),
+            alone_flops: self.alone_flops,
         });
         Ok(Box::new(CpuResident { shared, entries, packed }))
     }
@@ -248,6 +259,7 @@ struct Shared {
     crew: Arc<Mutex<Crew>>,
     workers: usize,
     counters: Arc<Counters>,
+    alone_flops: u64,
 }
 
 impl Shared {
@@ -329,12 +341,17 @@ fn shapes(entry: &Entry, bucket: Bucket) -> Vec<Vec<usize>> {
 /// How the team takes a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
+    /// The calling thread alone: less work than waking another would cost.
+    Alone,
     /// All workers walk the same steps together, with a barrier after each.
     Together,
     /// Each worker walks the steps alone, with some rows of the batch at a time: this many.
     Apart(usize),
 }
 
+/// Operations below which one thread is done before a sleeping worker has woken (tens of
+/// microseconds).
+const ALONE_FLOPS: u64 = 4_000_000;
 /// Bytes of values that one worker should touch at a time: about half of its L2, the other half
 /// being for weights.
 const APART_BYTES: usize = 1 << 20;
@@ -344,8 +361,17 @@ const APART_ROWS_RECURRENT: usize = 24;
 const APART_ROWS: usize = 48;
 
 impl Way {
-    fn choose(entry: &Entry, steps: &[Loaded], request: Request, workers: usize) -> Way {
+    fn choose(
+        entry: &Entry,
+        steps: &[Loaded],
+        request: Request,
+        workers: usize,
+        (flops, alone): (u64, u64),
+    ) -> Way {
         let batch = request.bucket.batch;
+        if flops < alone {
+            return Way::Alone;
+        }
         let by_rows = |shape: &[Dim]| {
             matches!(shape.first(), Some(Dim::Batch(_)))
                 || !shape.iter().any(|dim| matches!(dim, Dim::Batch(_)))
@@ -424,14 +450,16 @@ impl CpuProgram {
         steps: Arc<Vec<Loaded>>,
         request: Request,
     ) -> Result<CpuProgram, DeviceError> {
-        let way = Way::choose(entry, &steps, request, shared.workers);
+        let mut info = ProgramInfo::new(&shared.plan, entry, request, shared.options.precision);
+        let way =
+            Way::choose(entry, &steps, request, shared.workers, (info.flops, shared.alone_flops));
         let (rows, lanes, workers) = match way {
+            Way::Alone => (request.bucket.batch, 1, 1),
             Way::Together => (request.bucket.batch, 1, shared.workers),
             Way::Apart(rows) => (rows, shared.workers, 1),
         };
         let bucket = Bucket { batch: rows, ..request.bucket };
         let arena = ArenaPlan::new(entry, bucket);
-        let mut info = ProgramInfo::new(&shared.plan, entry, request, shared.options.precision);
         let staged = |counts: &[(usize, usize)]| -> u64 {
             counts.iter().map(|(all, _)| *all as u64 * 4).sum()
         };
@@ -503,7 +531,8 @@ impl CpuProgram {
             let stride = state.shape.iter().product();
             self.states.push(Slots { at: buffer.as_mut_ptr(), stride });
         }
-        let Crew { team, scratch } = &mut *crew;
+        let Crew { team, alone, scratch } = &mut *crew;
+        let team = if self.way == Way::Alone { alone } else { team };
         let cancelled = AtomicBool::new(false);
         let (this, scratch) = (Alive(self), &*scratch);
         let outcome = team.run(|worker| {
@@ -531,7 +560,7 @@ impl CpuProgram {
         cancelled: &AtomicBool,
     ) {
         match self.way {
-            Way::Together => {
+            Way::Together | Way::Alone => {
                 let lane = if worker.index() == 0 {
                     // SAFETY: the only lane; the others wait at the barrier until it is set up.
                     unsafe { self.set_up(0, 0..run.rows) };
@@ -660,7 +689,7 @@ impl CpuProgram {
     /// Puts new states into their slots.
     fn commit(&mut self, rows: usize) {
         let (lanes, each) = match self.way {
-            Way::Together => (1, rows),
+            Way::Together | Way::Alone => (1, rows),
             Way::Apart(each) => (self.shared.workers, each),
         };
         // The pieces that each worker took; one, because the entry has states.

@@ -33,7 +33,9 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_warm_forward_pass_allocates_nothing() {
     for threads in [1, 2] {
-        let device = CpuDevice::new(CpuOptions { threads: Some(threads), isa: None }).unwrap();
+        let device =
+            CpuDevice::new(CpuOptions { threads: Some(threads), isa: None, alone_flops: Some(0) })
+                .unwrap();
         for case in cases() {
             let batch = case.bucket.batch;
             let options = LoadOptions { state_slots: batch, ..LoadOptions::default() };

@@ -897,7 +897,7 @@ fn runs_in(plan: &Plan, kind: EntryKind, batch: usize, length: usize) {
         assert_eq!(output.shape, sizes(declared, bucket), "{place}: {name}");
         assert!(output.data.iter().all(|x| x.is_finite()), "{place}: {name} is not finite");
     }
-    let cpu = CpuDevice::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+    let cpu = CpuDevice::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap();
     for (fuse, lower) in [(true, false), (false, true)] {
         let options = LoadOptions { fuse, lower, ..LoadOptions::default() };
         let ran = conform(&cpu, &case, &options);
