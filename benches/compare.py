@@ -75,9 +75,10 @@ def best_peers(log):
 
 
 def table(log):
+    """The text of RESULTS.md."""
     versions = next((row["versions"] for row in log if "versions" in row), {})
     rows = [row for row in log if row["side"] == "ours" and "p50_us" in row]
-    out = []
+    out = ["# Results", "", "Made by `benches/compare.py` (how: `README.md` beside this file).", ""]
     if rows:
         features = dict(rows[0].get("device_features", []))
         facts = ", ".join(f"{k} {v}" for k, v in features.items())
@@ -88,7 +89,8 @@ def table(log):
     if missing:
         out.append(f"**Missing peers: {', '.join(sorted(missing))}: no row below is a claim.**")
     rounds = 1 + max((row["round"] for row in log), default=-1)
-    out.append(f"{rounds} alternating rounds; medians of p50 in µs; ratio is the median of ours / best peer.")
+    out.append(f"{rounds} alternating rounds, one call with a whole window from host memory to host memory.")
+    out.append("Medians of p50 in µs; the ratio is the median over rounds of ours / best peer: below 1 is faster.")
     out.append("")
     out.append("| workload | batch | precision | ours | p99 | best peer | | ratio | GFLOP/s | error | output std |")
     out.append("|---|---|---|---|---|---|---|---|---|---|---|")
