@@ -1,5 +1,5 @@
-//! What the benches share: one op as a plan of its own, checked against the reference, then timed on
-//! the default device.
+//! What the benches share: one op as a plan of its own, checked against the reference, then timed
+//! on the default device.
 //!
 //! Not a benchmark itself, and no list of ops: each file of `benches/` is named after one.
 #![forbid(unsafe_code)]

@@ -1,6 +1,6 @@
-//! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example workloads
-//! [name] [--bf16] [--threads N]`. Random weights; p50 and minimum of repeated runs, input in host
-//! memory to result in host memory.
+//! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
+//! workloads [name] [--bf16] [--threads N]`. Random weights; p50 and minimum of repeated runs,
+//! input in host memory to result in host memory.
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
 
@@ -160,8 +160,8 @@ fn finish(
     Ok((b.plan.finish()?, b.weights))
 }
 
-/// Microseconds that the calling thread was on a core, where the system says so: what a run costs on
-/// a machine that is not quiet.
+/// Microseconds that the calling thread was on a core, where the system says so: what a run costs
+/// on a machine that is not quiet.
 fn cpu_time() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e3

@@ -1,4 +1,5 @@
-//! Softmax attention by tiles of queries and keys, with a running maximum: no `T × T` matrix exists.
+//! Softmax attention by tiles of queries and keys, with a running maximum: no `T × T` matrix
+//! exists.
 //!
 //! A unit of work is one head of one row (of one group and position, where attention runs over the
 //! batch). It gathers the keys that are visible at all, packs them as panels, and walks tiles of

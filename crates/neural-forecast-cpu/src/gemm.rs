@@ -1,9 +1,9 @@
 //! Products with packed weights: `y = epilogue(x·Wᵀ)`.
 //!
 //! Weights are packed once, when a model is loaded, into panels a few vectors wide in which the
-//! terms of `k` follow each other. Few rows read their input in place and stream panels side by side
-//! (that is the matrix-vector product); more rows are copied next to each other in blocks that L2
-//! holds. Bits do not depend on the number of rows, see [`crate::tile`].
+//! terms of `k` follow each other. Few rows read their input in place and stream panels side by
+//! side (that is the matrix-vector product); more rows are copied next to each other in blocks that
+//! L2 holds. Bits do not depend on the number of rows, see [`crate::tile`].
 //!
 //! Does not decide who computes what beyond an even split of rows or panels over the team.
 
@@ -332,8 +332,8 @@ impl<'a> Gemm<'a> {
     /// This worker's part of the product, split evenly over the team. No barrier.
     ///
     /// # Safety
-    /// `x`, `y` and `residual` reach what their maps say, nobody else writes what this call reads or
-    /// reads what it writes, and all workers pass the same product.
+    /// `x`, `y` and `residual` reach what their maps say, nobody else writes what this call reads
+    /// or reads what it writes, and all workers pass the same product.
     pub unsafe fn run(&self, isa: Isa, worker: Worker<'_>, scratch: &mut Scratch) {
         if worker.index() == 0 {
             count(Stem::Gemm, isa, self.weights.precision);

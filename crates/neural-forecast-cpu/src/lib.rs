@@ -1,9 +1,9 @@
 //! SIMD backend of `neural-forecast`: kernels over packed weights, one small team of threads, and
 //! the device contract on top of them.
 //!
-//! Knows no model and no network, and reads no file but the system's description of itself. `unsafe`
-//! lives here: intrinsics, and memory that the workers of a team share while each writes its own
-//! part.
+//! Knows no model and no network, and reads no file but the system's description of itself.
+//! `unsafe` lives here: intrinsics, and memory that the workers of a team share while each writes
+//! its own part.
 
 pub mod attention;
 pub mod counters;

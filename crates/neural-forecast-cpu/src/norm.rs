@@ -1,7 +1,7 @@
 //! Layer, RMS, batch (eval) and group normalisation of rows.
 //!
-//! Sums run over a fixed number of lanes and end in a fixed tree, so bits do not depend on the batch.
-//! Batch normalisation is folded into one scale and one shift when it is loaded.
+//! Sums run over a fixed number of lanes and end in a fixed tree, so bits do not depend on the
+//! batch. Batch normalisation is folded into one scale and one shift when it is loaded.
 
 use crate::counters::{Precision, Stem, count};
 use crate::isa::Isa;

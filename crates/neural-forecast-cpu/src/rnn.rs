@@ -1,10 +1,10 @@
 //! Stacked recurrences: LSTM (projected or not), GRU, plain RNN, sLSTM; one or two directions.
 //!
 //! The input products of a chunk of steps are one product before the time loop; the recurrent
-//! product is packed with its gates interleaved, so that the tile of a vector of units ends with all
-//! their gates in reach and the state update happens right there. A gate is
-//! `(W_ih·x + b_ih) + (W_hh·h + b_hh)`: two sums, added once, so that a streaming tick which has one
-//! of them ready gives the bits of the whole window.
+//! product is packed with its gates interleaved, so that the tile of a vector of units ends with
+//! all their gates in reach and the state update happens right there. A gate is
+//! `(W_ih·x + b_ih) + (W_hh·h + b_hh)`: two sums, added once, so that a streaming tick which has
+//! one of them ready gives the bits of the whole window.
 //!
 //! Three ways to share the work, chosen from batch and weights: by rows of the batch (no meeting at
 //! all), by direction (one meeting a layer), by units (one meeting a step). The bits are the same.

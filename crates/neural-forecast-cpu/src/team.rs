@@ -1,12 +1,12 @@
 //! A small team of threads that enters a forecast together and walks the same steps.
 //!
-//! Not a task pool: no queues, no stealing, no nesting. Every worker runs the same function with its
-//! index, takes its share of each kernel, and meets the others at barriers. The caller is worker 0,
-//! so a team of one has no threads and no synchronisation at all.
+//! Not a task pool: no queues, no stealing, no nesting. Every worker runs the same function with
+//! its index, takes its share of each kernel, and meets the others at barriers. The caller is
+//! worker 0, so a team of one has no threads and no synchronisation at all.
 //!
 //! Waiting is a bounded spin, then a yield to the scheduler; between forecasts workers spin briefly
-//! and then sleep. A worker that panics poisons the run: the others leave at their next barrier, and
-//! [`Team::run`] reports the panic as an error.
+//! and then sleep. A worker that panics poisons the run: the others leave at their next barrier,
+//! and [`Team::run`] reports the panic as an error.
 
 use std::any::Any;
 use std::fmt;

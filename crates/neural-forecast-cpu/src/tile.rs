@@ -2,8 +2,8 @@
 //!
 //! One accumulator per output element, `k` ascending, one fused multiply-add per term: so the bits
 //! of an element depend on its row and its column of weights and on nothing else: not on the batch,
-//! the tile it fell into, or the blocking of `k` (an accumulator that is stored and re-loaded is the
-//! same accumulator). Everything that multiplies matrices in this crate goes through here.
+//! the tile it fell into, or the blocking of `k` (an accumulator that is stored and re-loaded is
+//! the same accumulator). Everything that multiplies matrices in this crate goes through here.
 //!
 //! Does not know what the sums are for; epilogues are the callers'.
 
@@ -12,7 +12,8 @@ use crate::simd::{Kernel, Simd};
 /// Most rows of a tile on any tier.
 pub const ROWS_MAX: usize = 12;
 /// Terms of `k` that copied rows hold. A tile of them and its panel stream from L2, which keeps up;
-/// smaller blocks would store and re-load the sums (Xeon with 48 KiB and 2 MiB, `examples/kernels.rs`,
+/// smaller blocks would store and re-load the sums (Xeon with 48 KiB and 2 MiB,
+/// `examples/kernels.rs`,
 /// 2026-11-21).
 pub const K_BLOCK: usize = 768;
 /// Floats between copied rows: a constant, so that the tile addresses all its rows from one

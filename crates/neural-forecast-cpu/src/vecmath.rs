@@ -2,8 +2,9 @@
 //!
 //! Bounds, asserted by the tests below against `f64`: `exp` 2 ulp, `tanh` 4, `sigmoid` 3, `erf` 3
 //! (of the result, subnormals included); `gelu`, `gelu_tanh` and `silu` the larger of 4 ulp and
-//! `2⁻²³·|x|` (their lower tail is a difference). Infinities and NaN behave as in IEEE. Not the functions off the hot path (`ln`,
-//! `asinh`, `sinh`, softplus), which go lane by lane through the standard library.
+//! `2⁻²³·|x|` (their lower tail is a difference). Infinities and NaN behave as in IEEE. Not the
+//! functions off the hot path (`ln`, `asinh`, `sinh`, softplus), which go lane by lane through the
+//! standard library.
 
 use crate::simd::Simd;
 

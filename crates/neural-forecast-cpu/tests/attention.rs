@@ -1,5 +1,5 @@
-//! Attention over more keys than one tile holds, against a plain `f64` sum: the running maximum, the
-//! rescaling of what was summed before it, and what masks and causality hide.
+//! Attention over more keys than one tile holds, against a plain `f64` sum: the running maximum,
+//! the rescaling of what was summed before it, and what masks and causality hide.
 //!
 //! Small shapes with every option are the conformance cases; these are the long ones.
 

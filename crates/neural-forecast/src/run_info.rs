@@ -43,8 +43,8 @@ pub fn launched(before: &[KernelCount], after: &[KernelCount]) -> Vec<KernelCoun
         .collect()
 }
 
-/// Content hash of weights as results carry it. Tells weight sets apart; it is no protection against
-/// anybody.
+/// Content hash of weights as results carry it. Tells weight sets apart; it is no protection
+/// against anybody.
 ///
 /// Four independent multiply-and-rotate lanes over 32 bytes at a time, so that hashing costs less
 /// than reading; a step is a bijection of its lane, so that no single changed byte is lost.

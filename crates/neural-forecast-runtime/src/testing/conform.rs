@@ -14,8 +14,8 @@ use crate::reference::ReferenceDevice;
 const STATEFUL_RUNS: usize = 3;
 
 /// Compares a device with the reference on one case. Checks the outputs, the states after several
-/// runs, that a run in a larger bucket gives the same bits, that a repeated run does, and that a row
-/// alone does; all with the kernels of either class.
+/// runs, that a run in a larger bucket gives the same bits, that a repeated run does, and that a
+/// row alone does; all with the kernels of either class.
 ///
 /// # Errors
 /// What differs, as text. `Ok(false)` where the device does not support an op of the case.

@@ -343,8 +343,9 @@ macro_rules! model {
                 $model(self.0.device(device))
             }
 
-            /// Takes weights from a safetensors file, under PyTorch's names, instead of drawing them;
-            /// fixes the number of features too. The first forecast compares them with the network.
+            /// Takes weights from a safetensors file, under PyTorch's names, instead of drawing
+            /// them; fixes the number of features too. The first forecast compares them with the
+            /// network.
             ///
             /// # Errors
             /// `Io`, `Checkpoint`: the file cannot be read or does not tell the features.

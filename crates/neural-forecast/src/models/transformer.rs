@@ -197,8 +197,8 @@ pub fn init(config: &TransformerConfig, features: usize, name: &str) -> Init {
     Init::Uniform(1.0 / (inputs as f32).sqrt())
 }
 
-/// PyTorch stores queries, keys and values of a layer as one weight `[3·D, D]` and one bias `[3·D]`;
-/// the plan names their thirds.
+/// PyTorch stores queries, keys and values of a layer as one weight `[3·D, D]` and one bias
+/// `[3·D]`; the plan names their thirds.
 const PARTS: [&str; 3] = ["query", "key", "value"];
 const IN_WEIGHT: &str = "in_proj_weight";
 const IN_BIAS: &str = "in_proj_bias";

@@ -90,7 +90,7 @@ pub struct BenchResult {
     /// Standard deviation of the forecasts over all windows; a constant forecast would make the
     /// error below mean nothing.
     pub output_std: f64,
-    /// Largest `|d| / max(1, |ref|)` against the `f64` reference; `None` where nothing was compared.
+    /// Largest `|d| / max(1, |ref|)` against the `f64` reference; `None` if nothing was compared.
     pub error_max: Option<f64>,
     /// Fresh windows that were compared.
     pub error_windows: usize,
