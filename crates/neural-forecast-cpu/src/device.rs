@@ -561,17 +561,13 @@ impl CpuProgram {
     ) {
         match self.way {
             Way::Together | Way::Alone => {
-                let lane = if worker.index() == 0 {
+                if worker.index() == 0 {
                     // SAFETY: the only lane; the others wait at the barrier until it is set up.
                     unsafe { self.set_up(0, 0..run.rows) };
-                    worker.barrier();
-                    // SAFETY: nobody writes the lane's fields from here on.
-                    unsafe { &*self.lanes.get(0) }
-                } else {
-                    worker.barrier();
-                    // SAFETY: as above.
-                    unsafe { &*self.lanes.get(0) }
-                };
+                }
+                worker.barrier();
+                // SAFETY: nobody writes the lane's fields from here on.
+                let lane = unsafe { self.lanes.peek(0) };
                 for (i, step) in self.steps.iter().enumerate() {
                     // One worker looks, and all see the same after the barrier.
                     if worker.index() == 0 && is_cancelled(run) {
@@ -606,7 +602,7 @@ impl CpuProgram {
                     // SAFETY: every worker has its own lane.
                     unsafe { self.set_up(worker.index(), part.clone()) };
                     // SAFETY: as above.
-                    let lane = unsafe { &*self.lanes.get(worker.index()) };
+                    let lane = unsafe { self.lanes.peek(worker.index()) };
                     let context = self.context(lane, part.clone());
                     for (i, step) in self.steps.iter().enumerate() {
                         if cancelled.load(Ordering::Relaxed) || is_cancelled(run) {
@@ -699,7 +695,7 @@ impl CpuProgram {
             for piece in taken {
                 let part = piece * each..(piece * each + each).min(rows);
                 // SAFETY: the team is idle.
-                let lane = unsafe { &*self.lanes.get(index) };
+                let lane = unsafe { self.lanes.peek(index) };
                 let context = self.context(lane, part);
                 for (step, room) in self.steps.iter().zip(&lane.rooms) {
                     // SAFETY: as above; the store is locked by the run.

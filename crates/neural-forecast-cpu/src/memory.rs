@@ -132,6 +132,15 @@ impl<T> PerWorker<T> {
         unsafe { &mut *self.0[worker].get() }
     }
 
+    /// One of them, shared.
+    ///
+    /// # Safety
+    /// Nobody has borrowed it by [`PerWorker::get`].
+    pub unsafe fn peek(&self, worker: usize) -> &T {
+        // SAFETY: the caller's.
+        unsafe { &*self.0[worker].get() }
+    }
+
     /// All of them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut().map(|cell| cell.get_mut())

@@ -59,6 +59,36 @@ fn an_absent_tier_is_an_error_that_names_it() {
     assert!(error.to_string().contains("`avx10`"), "{error}");
 }
 
+/// What [`the_environment_forces_a_tier`] runs with the variable set; alone it checks the default.
+#[test]
+fn the_environment_is_obeyed() {
+    let device = CpuDevice::new(CpuOptions { threads: Some(1), ..CpuOptions::default() });
+    match std::env::var("NF_CPU_ISA").ok().filter(|name| !name.is_empty()) {
+        Some(name) if Isa::named(Some(&name)).is_err() => {
+            let error = device.expect_err("the tier is not there");
+            assert!(error.to_string().contains(&name), "{error}");
+        }
+        Some(name) => assert_eq!(device.expect("the tier is there").isa().name(), name),
+        None => {
+            let best = Isa::available().pop().map(Isa::name);
+            assert_eq!(Some(device.expect("it opens").isa().name()), best);
+        }
+    }
+}
+
+#[test]
+fn the_environment_forces_a_tier() {
+    let program = std::env::current_exe().expect("a test knows its program");
+    for name in ["portable", "avx2", "avx512", "avx10"] {
+        let status = std::process::Command::new(&program)
+            .args(["--exact", "the_environment_is_obeyed"])
+            .env("NF_CPU_ISA", name)
+            .output()
+            .expect("the test can run itself");
+        assert!(status.status.success(), "{name}: {}", String::from_utf8_lossy(&status.stdout));
+    }
+}
+
 #[test]
 fn counters_name_the_kernel_that_served() {
     for isa in Isa::available() {
