@@ -107,7 +107,7 @@ pub struct BandArgs {
 /// What a model runs on.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// auto, cpu, cuda[:N] or gpu[:N]
+    /// auto, cpu, cuda, cuda:N, gpu or gpu:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Number format of weights and products
@@ -233,7 +233,7 @@ pub struct VerifyArgs {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     #[arg(conflicts_with = "data")]
     pub series: u64,
-    /// auto, cpu, cuda[:N] or gpu[:N]
+    /// auto, cpu, cuda, cuda:N, gpu or gpu:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Precisions to measure [default: all that the device computes in]
