@@ -50,7 +50,7 @@ pub enum Command {
 pub struct ForecastArgs {
     /// CSV, JSON or Parquet file in long, wide or single-column form; `-` is standard input
     pub input: PathBuf,
-    /// Folder of a model, or the name of one in this binary [default: the default model]
+    /// Folder of a model, or the name of one in this binary [default: patchtst]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
     /// Steps to forecast [default: the model's own]
@@ -62,9 +62,6 @@ pub struct ForecastArgs {
     /// What it runs on.
     #[command(flatten)]
     pub run: RunArgs,
-    /// How the input is read.
-    #[command(flatten)]
-    pub read: ReadArgs,
     /// Known future values of exogenous columns: id, time and columns
     #[arg(long, value_name = "FILE")]
     pub future: Option<PathBuf>,
@@ -90,6 +87,9 @@ pub struct ForecastArgs {
     /// Print forecasts, run and warnings as one JSON object
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
+    /// How the input is read.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 /// Which intervals or quantiles a forecast has.
@@ -131,7 +131,7 @@ pub struct ReadArgs {
     /// Column of the values [default: y, target or value]
     #[arg(long, value_name = "COLUMN")]
     pub target_col: Option<String>,
-    /// Distance between stamps, as in pandas: h, D, B, W-SUN, ME, 15min [default: inferred]
+    /// Distance between stamps, as in pandas: h, D, B, W-SUN, ME, 15min [default: the model's own, else inferred]
     #[arg(long)]
     pub freq: Option<Frequency>,
     /// Missing stamps and values: error, ffill, interpolate, zero or keep [default: interpolate]
@@ -186,7 +186,7 @@ pub struct InspectArgs {
 pub struct EvaluateArgs {
     /// CSV, JSON or Parquet file with the known values; `-` is standard input
     pub data: PathBuf,
-    /// Folder of a model, or the name of one in this binary [default: the default model]
+    /// Folder of a model, or the name of one in this binary [default: patchtst]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
     /// Steps of each forecast [default: the model's own]
@@ -213,12 +213,12 @@ pub struct EvaluateArgs {
     /// What it runs on.
     #[command(flatten)]
     pub run: RunArgs,
-    /// How the input is read.
-    #[command(flatten)]
-    pub read: ReadArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// How the input is read.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 /// Flags of `verify`.
@@ -242,9 +242,6 @@ pub struct VerifyArgs {
     /// Threads of the CPU engine [default: all that this process may use]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     pub threads: Option<u64>,
-    /// How the data is read.
-    #[command(flatten)]
-    pub read: ReadArgs,
     /// Known future values of exogenous columns: id, time and columns
     #[arg(long, value_name = "FILE", requires = "data")]
     pub future: Option<PathBuf>,
@@ -254,6 +251,9 @@ pub struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// How the data is read.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 /// Flags of `bench`.
@@ -318,6 +318,13 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_default_model() {
+        let default = neural_forecast::shipped::names().next().unwrap();
+        let help = Cli::command().find_subcommand_mut("forecast").unwrap().render_help();
+        assert!(help.to_string().contains(&format!("[default: {default}]")));
     }
 
     #[test]
