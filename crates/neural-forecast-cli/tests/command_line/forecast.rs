@@ -165,9 +165,9 @@ fn the_device_can_be_named_by_flag_and_by_environment() {
 }
 
 /// Compares a forecast with neuralforecast's own, cell by cell.
-fn equals_predict(fixture: &str, flags: &[&str]) {
+fn equals_predict(fixtures: &str, fixture: &str, flags: &[&str]) {
     let folder = Folder::new(&format!("forecast-{fixture}"));
-    let place = |name: &str| repository(&format!("tests/fixtures/{fixture}/{name}"));
+    let place = |name: &str| repository(&format!("{fixtures}/{fixture}/{name}"));
     let (model, input) = (place("checkpoint"), place("input.csv"));
     let files: Vec<String> = flags.iter().map(|flag| place(flag)).collect();
     // Barely trained networks cross their quantiles, and neuralforecast leaves them so.
@@ -197,9 +197,17 @@ fn equals_predict(fixture: &str, flags: &[&str]) {
 
 #[test]
 fn a_folder_saved_by_neuralforecast_forecasts_as_its_predict() {
-    equals_predict("nf_lstm", &[]);
-    equals_predict("nf_patchtst", &[]);
-    equals_predict("nf_columns", &[]);
-    equals_predict("nf_freq_month_end", &[]);
-    equals_predict("nf_exog_local", &["future.csv", "static.csv"]);
+    let own = "tests/fixtures";
+    for fixture in ["nf_lstm", "nf_patchtst", "nf_columns", "nf_freq_month_end"] {
+        equals_predict(own, fixture, &[]);
+    }
+    equals_predict(own, "nf_exog_local", &["future.csv", "static.csv"]);
+    for fixture in ["nf_basic", "nf_robust_local"] {
+        let shared = "../shared/fixtures";
+        if std::path::Path::new(&repository(&format!("{shared}/{fixture}"))).exists() {
+            equals_predict(shared, fixture, &[]);
+        } else {
+            println!("skipped: {shared}/{fixture} is not beside the checkout");
+        }
+    }
 }
