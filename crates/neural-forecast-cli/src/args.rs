@@ -131,7 +131,8 @@ pub struct ReadArgs {
     /// Column of the values [default: y, target or value]
     #[arg(long, value_name = "COLUMN")]
     pub target_col: Option<String>,
-    /// Distance between stamps, as in pandas: h, D, B, W-SUN, ME, 15min [default: the model's own, else inferred]
+    /// Distance between stamps, as in pandas: h, B, W-SUN, ME, 15min [default: the model's, or
+    /// inferred]
     #[arg(long)]
     pub freq: Option<Frequency>,
     /// Missing stamps and values: error, ffill, interpolate, zero or keep [default: interpolate]
