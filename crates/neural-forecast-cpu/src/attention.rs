@@ -417,7 +417,7 @@ impl Kernel for Unit<'_> {
     fn run<S: Simd>(mut self, s: S) {
         // SAFETY: `Attention::run`'s caller grants the call's memory; the scratch has its shape.
         unsafe {
-            self.pack_keys(s);
+            self.pack_keys::<S>();
             self.pack_values(s);
             let count = self.scratch.query_rows.len().div_ceil(S::ROWS[1]);
             for tile in 0..count {
@@ -461,7 +461,7 @@ impl Unit<'_> {
 
     /// Keys as panels of two vectors of keys, term by term: `[panel][depth · head][2 · lanes]`.
     #[inline(always)]
-    unsafe fn pack_keys<S: Simd>(&mut self, s: S) {
+    unsafe fn pack_keys<S: Simd>(&mut self) {
         let (op, n) = (self.op, self.op.head);
         let width = 2 * S::LANES;
         let terms = op.depth() * n;
@@ -510,7 +510,6 @@ impl Unit<'_> {
                 }
             }
         }
-        let _ = s;
     }
 
     /// Values as panels of one or two vectors of columns, key by key: `[panel][key][width]`.
