@@ -122,13 +122,6 @@ impl Engine {
         Ok(memory)
     }
 
-    /// Sets up the programs that `rows` rows need, so that the next run compiles nothing.
-    pub fn warm_up(&self, entry: EntryKind, rows: usize) -> Result<()> {
-        let program = self.program(self.request(entry, rows)?)?;
-        self.put_back(program);
-        Ok(())
-    }
-
     /// Runs an entry over `rows` rows, at most [`Engine::rows_max`]. Inputs by name; `slots` names
     /// the state slot of each row where the entry has states.
     ///
@@ -159,10 +152,7 @@ impl Engine {
             let message = format!("model `{plan}` has no entry `{entry}`");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        let length = match self.plan.context {
-            neural_forecast_runtime::plan::Context::Fixed(length) => length,
-            neural_forecast_runtime::plan::Context::Free { max, .. } => max,
-        };
+        let length = self.plan.context.longest();
         let batch = Plan::batch_bucket(rows, self.rows_max);
         let bucket = Bucket { batch, length };
         Ok(Request { entry, bucket, class: self.options.class })
@@ -210,10 +200,7 @@ fn run_program(
 
 /// The largest power of two of rows whose widest entry fits [`ARENA_BYTES_MAX`].
 fn rows_max(plan: &Plan) -> usize {
-    let length = match plan.context {
-        neural_forecast_runtime::plan::Context::Fixed(length) => length,
-        neural_forecast_runtime::plan::Context::Free { max, .. } => max,
-    };
+    let length = plan.context.longest();
     let row_bytes = plan
         .entries
         .iter()
@@ -226,7 +213,7 @@ fn rows_max(plan: &Plan) -> usize {
 }
 
 /// A poisoned lock protects plain data here: a panic between lock and unlock leaves it whole.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

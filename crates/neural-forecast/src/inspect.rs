@@ -5,7 +5,7 @@
 use neural_forecast_runtime::arena::ArenaPlan;
 use neural_forecast_runtime::device::{Capabilities, Device, Precision, Support};
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::{Bucket, Context, EntryKind};
+use neural_forecast_runtime::plan::{Bucket, EntryKind};
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, Format};
@@ -104,10 +104,7 @@ pub fn inspect(checkpoint: &Checkpoint, devices: &[&dyn Device]) -> CheckpointRe
 fn describe(network: &Network, devices: &[&dyn Device]) -> NetworkReport {
     let plan = &network.plan;
     let steps = plan.entry(EntryKind::Full).map_or(&[][..], |entry| &entry.steps);
-    let length = match plan.context {
-        Context::Fixed(length) => length,
-        Context::Free { max, .. } => max,
-    };
+    let length = plan.context.longest();
     let bucket = Bucket { batch: 1, length };
     let row_bytes =
         plan.entry(EntryKind::Full).map_or(0, |entry| ArenaPlan::new(entry, bucket).bytes() as u64);

@@ -377,10 +377,7 @@ fn continued(
     states: &mut Vec<Tensor>,
 ) -> BTreeMap<String, Tensor> {
     let batch = inputs[0].1.shape[0];
-    let length = match plan.context {
-        Context::Fixed(length) => length,
-        Context::Free { max, .. } => max,
-    };
+    let length = plan.context.longest();
     let outputs = run_entry(plan, entry, Bucket { batch, length }, weights, inputs, states);
     outputs.unwrap().into_iter().collect()
 }

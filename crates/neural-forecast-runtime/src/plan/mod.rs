@@ -307,6 +307,16 @@ pub enum Context {
     },
 }
 
+impl Context {
+    /// The longest context in steps.
+    pub fn longest(self) -> usize {
+        match self {
+            Context::Fixed(length) => length,
+            Context::Free { max, .. } => max,
+        }
+    }
+}
+
 /// One weight set with its entry points.
 #[derive(Clone, Debug)]
 pub struct Plan {

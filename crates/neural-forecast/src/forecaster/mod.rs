@@ -15,7 +15,7 @@ mod scaling;
 mod track;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use neural_forecast_runtime::arena::MemoryLine;
 use neural_forecast_runtime::device::{Data, Device, KernelClass, Precision};
@@ -26,7 +26,7 @@ use self::scaling::Scaling;
 use self::track::{Inputs, Source, Track};
 use crate::checkpoint::Checkpoint;
 use crate::device::OpenDevice;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frame::{Frame, FutureFrame, Series, StaticFrame};
 use crate::models::{Decoding, Network};
@@ -39,6 +39,9 @@ pub const HORIZON_MAX: usize = 100_000;
 
 /// Longest horizon for which a recurrent network is compiled: its plan has a step for each.
 pub const RECURRENT_HORIZON_MAX: usize = 4096;
+
+/// Horizons for which a recurrent network stays compiled, its own among them.
+const ENGINES_MAX: usize = 4;
 
 /// How a forecaster runs its networks.
 #[derive(Clone, Debug)]
@@ -210,6 +213,12 @@ impl Forecaster {
             let message = format!("the horizon is {horizon}, expected 1 to {HORIZON_MAX}");
             return Err(Error::new(ErrorKind::Usage, message));
         }
+        // Every refusal comes before the first run.
+        let conformal = self.checkpoint.conformal.as_ref();
+        let plans = self
+            .networks()
+            .map(|network| ColumnPlan::new(network, &request.intervals, conformal))
+            .collect::<Result<Vec<_>>>()?;
         let scaling = Scaling::fit(self, frame, request)?;
         let mut forecast = Forecast {
             columns: Vec::new(),
@@ -222,13 +231,8 @@ impl Forecaster {
             let id = series.id.clone();
             forecast.series.push(SeriesForecast { id, stamps, values: Vec::new() });
         }
-        for loaded in &self.models {
-            let plan = ColumnPlan::new(
-                &loaded.network,
-                &request.intervals,
-                self.checkpoint.conformal.as_ref(),
-            )?;
-            let call = Call { forecaster: self, loaded, frame, request, horizon, plan: &plan };
+        for (loaded, plan) in self.models.iter().zip(&plans) {
+            let call = Call { forecaster: self, loaded, frame, request, horizon, plan };
             let run = call.run(&scaling, &mut forecast.series)?;
             forecast.columns.extend(plan.names());
             forecast.quantiles.extend(plan.quantiles());
@@ -239,7 +243,7 @@ impl Forecaster {
 
     /// The engine of a network for a horizon, compiled at its first use.
     fn engine(&self, loaded: &Loaded, horizon: usize) -> Result<Arc<Engine>> {
-        let mut engines = loaded.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut engines = lock(&loaded.engines);
         if let Some(engine) = engines.get(&horizon) {
             return Ok(engine.clone());
         }
@@ -253,6 +257,13 @@ impl Forecaster {
         let engine = Engine::new(self.device.as_ref(), plan, &network.weights, options)
             .map_err(|error| error.context(format!("model `{}`", network.alias)))?;
         let engine = Arc::new(engine);
+        // Each holds packed weights of its own: a caller that tries every horizon must not fill
+        // the memory.
+        if engines.len() >= ENGINES_MAX
+            && let Some(other) = engines.keys().copied().find(|&h| h != network.horizon)
+        {
+            engines.remove(&other);
+        }
         engines.insert(horizon, engine.clone());
         Ok(engine)
     }

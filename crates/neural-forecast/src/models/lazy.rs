@@ -3,7 +3,7 @@
 //! Knows arrays, seeds and weight files. Does not know layers: an [`Architecture`] does.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ndarray::Array3;
 use neural_forecast_runtime::PlanError;
@@ -14,7 +14,7 @@ use neural_forecast_runtime::plan::{EntryKind, Plan};
 
 use super::seeded::{Init, draw};
 use crate::device::{self, DeviceChoice, DeviceOptions, OpenDevice};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, lock};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::run_info::{RunInfo, launched, weights_hash};
 use crate::weights::Weights;
@@ -294,11 +294,6 @@ pub(super) fn expect_tensor(file: &dyn WeightSource, name: &str, shape: &[usize]
         None => format!("tensor `{name}` of shape {shape:?} is missing"),
     };
     Err(Error::new(ErrorKind::Checkpoint, message))
-}
-
-/// A poisoned lock protects plain data here: a panic between lock and unlock leaves it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The constructors, settings and trait of a model over [`Lazy`].
