@@ -105,6 +105,7 @@ impl CpuDevice {
             binding_bytes_max: u64::MAX,
             unified_memory: true,
             cooperative: false,
+            peak_flops: Vec::new(),
             features: vec![
                 ("isa".into(), isa.name().into()),
                 ("threads".into(), workers.to_string()),

@@ -186,8 +186,18 @@ pub struct Capabilities {
     pub unified_memory: bool,
     /// Whether a grid can wait for itself (cooperative launch).
     pub cooperative: bool,
+    /// Most floating-point operations a second at a precision (a multiply-add is two, without
+    /// sparsity), where that is known; what a share of the peak is measured against.
+    pub peak_flops: Vec<(Precision, f64)>,
     /// Further facts for people: instruction tiers, limits, versions.
     pub features: Vec<(String, String)>,
+}
+
+impl Capabilities {
+    /// Most floating-point operations a second at a precision, where that is known.
+    pub fn peak(&self, precision: Precision) -> Option<f64> {
+        self.peak_flops.iter().find(|(known, _)| *known == precision).map(|(_, peak)| *peak)
+    }
 }
 
 /// Whether a device runs an op itself.
@@ -572,6 +582,12 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// How often each kernel was launched.
     fn kernel_counts(&self) -> Vec<KernelCount>;
+
+    /// Energy that the device has taken since some fixed moment, in joules, where it counts it.
+    /// Everybody's on a shared device.
+    fn energy_joules(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// A plan with its weights on a device.
@@ -607,7 +623,8 @@ pub trait Program: Send + fmt::Debug {
     /// What it is.
     fn info(&self) -> &ProgramInfo;
 
-    /// Copies the rows of an input. `data` holds as many batch rows as the run will have (all of
+    /// Copies the rows of an input, which stays written for every run until the next write. `data`
+    /// holds as many batch rows as the run will have (all of
     /// the input where it has no batch axis).
     ///
     /// # Panics
@@ -633,6 +650,12 @@ pub trait Program: Send + fmt::Debug {
     /// # Errors
     /// What went wrong in the run; `Cancelled`.
     fn wait(&mut self) -> Result<(), DeviceError>;
+
+    /// Time between the first and the last kernel of the last run by the device's own clock, in
+    /// microseconds; `None` where there is no such clock, or nothing has run.
+    fn device_us(&self) -> Option<f64> {
+        None
+    }
 
     /// Copies an output's rows of the last run; `into` holds a whole number of rows.
     ///

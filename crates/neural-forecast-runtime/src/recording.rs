@@ -64,6 +64,7 @@ impl Persona {
             binding_bytes_max,
             unified_memory: self == Persona::Cpu,
             cooperative: self == Persona::CudaGraph,
+            peak_flops: Vec::new(),
             features: Vec::new(),
         }
     }

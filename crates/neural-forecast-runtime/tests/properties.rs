@@ -172,6 +172,7 @@ fn limits_count_bindings_as_a_device_would_bind() {
             binding_bytes_max,
             unified_memory: false,
             cooperative: false,
+            peak_flops: Vec::new(),
             features: Vec::new(),
         };
         let limits =

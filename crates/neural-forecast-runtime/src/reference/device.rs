@@ -38,6 +38,7 @@ impl ReferenceDevice {
             binding_bytes_max: u64::MAX,
             unified_memory: true,
             cooperative: false,
+            peak_flops: Vec::new(),
             features: Vec::new(),
         };
         ReferenceDevice { capabilities, counts: Arc::default() }
