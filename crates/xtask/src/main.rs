@@ -5,10 +5,14 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let root = xtask::workspace_root();
-    match std::env::args().nth(1).as_deref() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
         Some("tidy") => xtask::tidy::run(&root),
+        Some("ptx") => xtask::ptx::run(&root, &arguments[1..]),
         _ => {
-            eprintln!("usage: cargo xtask tidy");
+            eprintln!(
+                "usage: cargo xtask tidy\n       cargo xtask ptx [--check|--check-all] [NAME…]"
+            );
             ExitCode::from(2)
         }
     }

@@ -10,9 +10,13 @@ use std::process::Command;
 
 /// Which package of the workspace may depend on which: everything points downwards.
 /// `neural-forecast-tests` and `neural-forecast-benches` may see all of them.
-const DIRECTION: [(&str, &[&str]); 5] = [
+const DIRECTION: [(&str, &[&str]); 6] = [
     ("neural-forecast-cli", &["neural-forecast"]),
-    ("neural-forecast", &["neural-forecast-cpu", "neural-forecast-runtime"]),
+    (
+        "neural-forecast",
+        &["neural-forecast-cpu", "neural-forecast-cuda", "neural-forecast-runtime"],
+    ),
+    ("neural-forecast-cuda", &["neural-forecast-runtime"]),
     ("neural-forecast-cpu", &["neural-forecast-runtime"]),
     ("neural-forecast-runtime", &[]),
     ("xtask", &[]),

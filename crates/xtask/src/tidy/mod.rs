@@ -6,6 +6,7 @@
 mod dependencies;
 mod documents;
 mod fixtures;
+mod kernels;
 mod lexer;
 mod sources;
 mod tree;
@@ -54,6 +55,7 @@ impl fmt::Display for Problem {
 pub fn check(root: &Path) -> Result<Vec<Problem>, String> {
     let tree = Tree::tracked(root)?;
     let mut problems = check_files(&tree);
+    problems.extend(kernels::built_files(root, &tree));
     problems.extend(dependencies::direction(&dependencies::metadata(root)?));
     problems.extend(dependencies::tree_size(&dependencies::library_tree(root)?));
     Ok(problems)

@@ -13,9 +13,11 @@ const NAMES_BANNED: [&str; 7] = ["base", "utils", "common", "helpers", "misc", "
 /// Macros that mark code as unfinished.
 const MACROS_BANNED: [&str; 3] = ["todo", "unimplemented", "dbg"];
 
-/// The only places where `unsafe` may stand: the SIMD backend, and the runtime's system calls.
-const UNSAFE_PLACES: [&str; 3] = [
+/// The only places where `unsafe` may stand: the SIMD and CUDA backends, and the runtime's system
+/// calls.
+const UNSAFE_PLACES: [&str; 4] = [
     "crates/neural-forecast-cpu/",
+    "crates/neural-forecast-cuda/",
     "crates/neural-forecast-runtime/src/sys.rs",
     "crates/neural-forecast-runtime/src/sys/",
 ];
@@ -111,6 +113,7 @@ pub(super) fn unsafe_lints(tree: &Tree) -> Vec<Problem> {
     for (file, text) in tree.rust().filter(|(file, _)| is_crate_root(&file.path)) {
         let expected = match file.path.as_str() {
             path if path.starts_with("crates/neural-forecast-cpu/") => continue,
+            path if path.starts_with("crates/neural-forecast-cuda/") => continue,
             path if path.starts_with(RUNTIME) => "#![deny(unsafe_code)]",
             _ => "#![forbid(unsafe_code)]",
         };

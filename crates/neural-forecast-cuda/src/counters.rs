@@ -1,0 +1,113 @@
+//! How often each kernel was launched since a device opened.
+//!
+//! A program counts its runs; the launches of a run are known when it is compiled, so nothing is
+//! looked up while it runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use neural_forecast_runtime::device::KernelCount;
+
+/// The counts of one device.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    programs: Vec<Weak<Runs>>,
+    /// What programs that are gone launched.
+    past: BTreeMap<String, u64>,
+}
+
+/// The runs of one program, and what each launches.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    launches: BTreeMap<String, u64>,
+    runs: AtomicU64,
+    counters: Arc<Counters>,
+}
+
+impl Counters {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Counts are changed one at a time, so that a panic leaves them whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to count a program's runs, each of which launches these kernels.
+    pub(crate) fn program<'a>(
+        self: &Arc<Self>,
+        kernels: impl Iterator<Item = &'a str>,
+    ) -> Arc<Runs> {
+        let mut launches = BTreeMap::new();
+        for kernel in kernels {
+            *launches.entry(kernel.to_owned()).or_insert(0) += 1;
+        }
+        let runs = Runs { launches, runs: AtomicU64::new(0), counters: Arc::clone(self) };
+        let runs = Arc::new(runs);
+        self.lock().programs.push(Arc::downgrade(&runs));
+        runs
+    }
+
+    /// All counts, by name.
+    pub(crate) fn snapshot(&self) -> Vec<KernelCount> {
+        // Collected first: dropping the last handle of a program locks the counts.
+        let (alive, mut counts) = {
+            let known = self.lock();
+            let alive: Vec<Arc<Runs>> = known.programs.iter().filter_map(Weak::upgrade).collect();
+            (alive, known.past.clone())
+        };
+        alive.iter().for_each(|runs| runs.add_to(&mut counts));
+        let counts = counts.into_iter();
+        counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
+    }
+}
+
+impl Runs {
+    /// Counts a run.
+    pub(crate) fn count(&self) {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add_to(&self, counts: &mut BTreeMap<String, u64>) {
+        let runs = self.runs.load(Ordering::Relaxed);
+        for (kernel, launches) in self.launches.iter().filter(|_| runs > 0) {
+            *counts.entry(kernel.clone()).or_insert(0) += launches * runs;
+        }
+    }
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        let mut known = self.counters.lock();
+        known.programs.retain(|program| program.strong_count() > 0);
+        self.add_to(&mut known.past);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_outlive_their_program() {
+        let counters = Arc::new(Counters::default());
+        let first = counters.program(["a", "b", "a"].into_iter());
+        let second = counters.program(["b"].into_iter());
+        first.count();
+        first.count();
+        second.count();
+        let counts = |counters: &Counters| {
+            let counts = counters.snapshot().into_iter();
+            counts.map(|count| (count.kernel, count.launches)).collect::<Vec<_>>()
+        };
+        let expected = [("a".to_owned(), 4), ("b".to_owned(), 3)];
+        assert_eq!(counts(&counters), expected);
+        drop(first);
+        assert_eq!(counts(&counters), expected);
+        drop(second);
+        assert_eq!(counts(&counters), expected);
+    }
+}

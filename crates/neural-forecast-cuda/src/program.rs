@@ -1,0 +1,893 @@
+//! One entry compiled for one bucket: a captured graph with its memory, and the way in and out.
+//!
+//! Latency class: inputs, outputs, the run header and the completion flag are in mapped host
+//! memory; the graph is `program_begin`, the steps, `program_finish`, or one whole-forecast kernel
+//! alone. `wait` spins on the flag; no stream is synchronised and no copy engine takes part unless
+//! inputs or outputs are large. Throughput class: inputs go to the device as they are written and
+//! stay there; outputs come back by the copy engine; completion is an event.
+//!
+//! Every run is a graph, also one of a single kernel: launching it takes 1.0 µs of the host where
+//! launching the kernel takes 2.4 (H200, 2026-11-21), and its tail is shorter.
+//!
+//! A graph cannot be stopped between its nodes, so a long program is several graphs, each of about
+//! a yield interval. A run that can be cancelled has at most two of them enqueued; its states are
+//! committed by the last. What a single kernel does cannot be stopped. Work of higher priority gets
+//! in between all the same: its blocks are placed before those of lower priority as
+//! multiprocessors become free.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
+use neural_forecast_runtime::device::{
+    Cancel, Data, KernelClass, Program, ProgramInfo, Request, Residency, Run, YIELD_US_MAX,
+};
+use neural_forecast_runtime::plan::{DType, Entry, StateId, ValueId, sizes};
+use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+
+use crate::counters::Runs;
+use crate::driver::{DeviceMemory, Event, Function, Graph, HostMemory, Stream, copy_streaming};
+use crate::launch::Launch;
+use crate::resident::Shared;
+use crate::step::whole::{HostPages, Whole};
+use crate::step::{Build, Loaded, Places};
+use crate::surround::{self, Announcement, NewState, Region};
+
+/// Bytes of inputs, and of outputs, up to which the latency class moves them by kernels through
+/// mapped memory rather than by the copy engine, which takes 5 µs more at 1 MiB; beyond that its
+/// copies go on while the host still writes.
+const MAPPED_BYTES_MAX: usize = 1 << 20;
+/// Bytes that are written to pinned memory before their copy to the device begins, and the most
+/// threads that write. Of 328 MB, one thread moves 14 GB/s, six 49, where the bus does 55 (H200,
+/// 2026-11-21; chunks of 1 MiB 47, of 4 MiB 50).
+const CHUNK_BYTES: usize = 2 << 20;
+const WRITERS_MAX: usize = 6;
+/// Chunks for each thread at least: starting one takes as long as writing half a chunk.
+const WRITER_CHUNKS: usize = 2;
+/// Bytes from which the processor's caches are passed by.
+const STREAMED_BYTES_MIN: usize = 256 << 10;
+/// How often a run that does not announce its end is looked after, and after how long the waiting
+/// thread lets others run.
+const CHECK_EVERY: Duration = Duration::from_micros(200);
+const YIELD_AFTER: Duration = Duration::from_millis(2);
+/// Reads of the flag between two looks at the clock.
+const SPINS: usize = 64;
+/// Bytes of the run header before the slots; mirrors `ptx/run.cuh`.
+const HEADER_BYTES: usize = 16;
+
+/// Bytes taken of a resident's budget until dropped.
+#[derive(Debug)]
+struct Reservation {
+    shared: Arc<Shared>,
+    bytes: u64,
+    lines: Vec<MemoryLine>,
+}
+
+impl Reservation {
+    fn take(&mut self, owner: &str, bytes: usize) -> Result<(), DeviceError> {
+        self.shared.budget.reserve(owner, bytes as u64)?;
+        self.bytes += bytes as u64;
+        if bytes > 0 {
+            self.lines.push(MemoryLine::new(owner, bytes as u64));
+        }
+        Ok(())
+    }
+
+    /// As [`Reservation::take`], and allocates.
+    fn device(&mut self, owner: &str, bytes: usize) -> Result<DeviceMemory, DeviceError> {
+        self.take(owner, bytes)?;
+        DeviceMemory::new(&self.shared.gpu.context, owner, bytes)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.shared.budget.release(self.bytes);
+    }
+}
+
+/// The program's pinned host memory: header, flag, inputs, outputs, each aligned.
+#[derive(Debug)]
+struct Pages {
+    memory: HostMemory,
+    flag: usize,
+    header_bytes: usize,
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+}
+
+impl Pages {
+    fn new(
+        info: &ProgramInfo,
+        stateful: bool,
+        room: &mut Reservation,
+    ) -> Result<Pages, DeviceError> {
+        let slots = if stateful { info.request.bucket.batch } else { 0 };
+        let header_bytes = HEADER_BYTES + 4 * slots;
+        let mut next = 0;
+        let mut place = |bytes: usize| {
+            let at = next;
+            next += bytes.max(1).next_multiple_of(ALIGNMENT);
+            at
+        };
+        place(header_bytes);
+        let flag = place(4);
+        let inputs = info.input_elements.iter().map(|(all, _)| place(all * 4)).collect();
+        let outputs = info.output_elements.iter().map(|(all, _)| place(all * 4)).collect();
+        let owner = "inputs and outputs in pinned host memory";
+        room.take(owner, next)?;
+        let memory = HostMemory::new(&room.shared.gpu.context, owner, next, false)?;
+        Ok(Pages { memory, flag, header_bytes, inputs, outputs })
+    }
+
+    fn device(&self, offset: usize) -> u64 {
+        self.memory.device_address() + offset as u64
+    }
+
+    fn addresses(&self) -> HostPages {
+        let all = |offsets: &[usize]| offsets.iter().map(|&at| self.device(at)).collect();
+        HostPages {
+            header: self.device(0),
+            inputs: all(&self.inputs),
+            outputs: all(&self.outputs),
+            flag: self.device(self.flag),
+        }
+    }
+
+    /// Writes the run header: sequence number, rows, slots.
+    fn set_header(&mut self, sequence: u32, run: &Run<'_>) {
+        let at = self.memory.at(0, self.header_bytes).cast::<u32>();
+        // SAFETY: the header's bytes, aligned, are this program's; no run is in flight that reads
+        // them.
+        unsafe {
+            at.add(1).write_volatile(run.rows as u32);
+            let slots = at.add(HEADER_BYTES / 4);
+            let room = (self.header_bytes - HEADER_BYTES) / 4;
+            for (i, &slot) in run.slots.iter().take(room).enumerate() {
+                slots.add(i).write_volatile(slot);
+            }
+            at.write_volatile(sequence);
+        }
+    }
+
+    fn flag(&self) -> &AtomicU32 {
+        let at = self.memory.at(self.flag, 4).cast::<u32>();
+        // SAFETY: aligned, alive as long as `self`, and only accessed atomically by the host.
+        unsafe { AtomicU32::from_ptr(at) }
+    }
+
+    /// Copies bytes to a place of an input. Threads that do so at the same time have places of
+    /// their own.
+    fn put(&self, at: usize, bytes: &[u8]) {
+        let to = self.memory.at(at, bytes.len());
+        // SAFETY: the range is checked; no run is in flight that reads it, no copy to the device,
+        // and no other thread.
+        unsafe {
+            if bytes.len() >= STREAMED_BYTES_MIN {
+                copy_streaming(to, bytes.as_ptr(), bytes.len());
+            } else {
+                to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            }
+        }
+    }
+
+    /// Copies an output's first elements.
+    fn get(&self, at: usize, into: &mut [f32]) {
+        let from = self.memory.at(at, size_of_val(into)).cast::<f32>();
+        // SAFETY: the range is checked and aligned; the run that wrote it has ended.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+}
+
+/// How inputs reach the device and outputs the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Kernels read and write mapped host memory.
+    Mapped,
+    /// The copy engine, at these offsets of the arena's memory.
+    Copied,
+}
+
+/// A program as launches, with the memory that they use.
+struct Compiled {
+    launches: Vec<Launch>,
+    memory: Vec<DeviceMemory>,
+    /// Where the first memory holds each input and output, for copies.
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+    ways: (Way, Way),
+    /// Whether the end is announced in host memory.
+    announced: bool,
+}
+
+/// What the two passes over the steps need.
+struct Source<'a> {
+    shared: &'a Arc<Shared>,
+    entry: &'a Entry,
+    request: Request,
+    info: &'a ProgramInfo,
+    pages: &'a Pages,
+}
+
+impl Source<'_> {
+    fn places(&self) -> Places {
+        let bucket = self.request.bucket;
+        let values = &self.entry.values;
+        Places {
+            values: vec![0; values.len()],
+            shapes: values.iter().map(|value| sizes(&value.shape, bucket)).collect(),
+            states: self.shared.states.iter().map(|state| state.memory.address()).collect(),
+            new_states: vec![0; self.shared.states.len()],
+            ..Places::default()
+        }
+    }
+
+    fn build<'a>(&'a self, places: &'a Places) -> Build<'a> {
+        let Request { class, bucket, .. } = self.request;
+        Build::new(&self.shared.gpu.gpu, self.shared.options.precision, class, bucket, places)
+    }
+
+    /// Memory that the steps use while they run and between runs, as the sizing pass says.
+    fn work_memory(
+        &self,
+        places: &mut Places,
+        (scratch, persistent): (u64, u64),
+        room: &mut Reservation,
+    ) -> Result<Vec<DeviceMemory>, DeviceError> {
+        // Never nothing: address 0 means that sizes are being asked for.
+        let scratch = room.device("scratch of the steps", scratch.max(1) as usize)?;
+        let bytes = (persistent as usize).max(1);
+        let persistent = room.device("flags between blocks", bytes)?;
+        persistent.zero(0, bytes, &self.shared.stateful)?;
+        self.shared.stateful.synchronize()?;
+        (places.scratch, places.persistent) = (scratch.address(), persistent.address());
+        Ok(vec![scratch, persistent])
+    }
+
+    /// The entry as one kernel, where one serves it.
+    fn whole(
+        &self,
+        whole: &[Box<dyn Whole>],
+        room: &mut Reservation,
+    ) -> Result<Option<Compiled>, DeviceError> {
+        let pages = self.pages.addresses();
+        let mut places = Places { header: pages.header, ..self.places() };
+        for kernel in whole {
+            let mut sizing = self.build(&places);
+            if !kernel.build(&mut sizing, &pages)? {
+                continue;
+            }
+            let (_, scratch, persistent) = sizing.finish();
+            let memory = self.work_memory(&mut places, (scratch, persistent), room)?;
+            let mut build = self.build(&places);
+            kernel.build(&mut build, &pages)?;
+            let (launches, _, _) = build.finish();
+            return Ok(Some(Compiled {
+                launches,
+                memory,
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+                ways: (Way::Mapped, Way::Mapped),
+                announced: true,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// The states that the entry's steps touch.
+    fn touched(&self) -> Vec<StateId> {
+        let steps = self.entry.steps.iter();
+        let mut states: Vec<StateId> = steps.flat_map(|step| step.op.states()).collect();
+        states.sort_unstable();
+        states.dedup();
+        states
+    }
+
+    /// The entry step by step.
+    fn steps(
+        &self,
+        steps: &[Box<dyn Loaded>],
+        room: &mut Reservation,
+    ) -> Result<Compiled, DeviceError> {
+        let layout = Layout::new(self);
+        for line in layout.arena.lines() {
+            room.take(&line.owner, line.bytes as usize)?;
+        }
+        room.take("run header and new states", layout.bytes - layout.arena.bytes())?;
+        let context = &self.shared.gpu.context;
+        let memory = DeviceMemory::new(context, "the program's values", layout.bytes)?;
+        memory.zero(0, memory.bytes(), &self.shared.stateful)?;
+        let base = memory.address();
+        let mut places = Places { header: base + layout.header as u64, ..self.places() };
+        for id in value_ids(self.entry) {
+            places.values[id.index()] = base + layout.arena.region(id).offset as u64;
+        }
+        for new in &layout.new {
+            places.new_states[new.state.index()] = base + new.offset as u64;
+        }
+        let mut sizing = self.build(&places);
+        build_steps(steps, &mut sizing)?;
+        let (_, scratch, persistent) = sizing.finish();
+        let work = self.work_memory(&mut places, (scratch, persistent), room)?;
+        let mut build = self.build(&places);
+        build_steps(steps, &mut build)?;
+        let (steps, _, _) = build.finish();
+
+        let class = self.request.class;
+        let way = |elements: &[(usize, usize)]| {
+            let bytes: usize = elements.iter().map(|(all, _)| all * 4).sum();
+            let mapped = class == KernelClass::Latency && bytes <= MAPPED_BYTES_MAX;
+            if mapped { Way::Mapped } else { Way::Copied }
+        };
+        let ways = (way(&self.info.input_elements), way(&self.info.output_elements));
+        // Copied outputs follow the kernels, so their end is an event.
+        let announced = class == KernelClass::Latency && ways.1 == Way::Mapped;
+        let mut launches = self.begin(&layout, base, ways.0);
+        launches.extend(steps);
+        launches.extend(self.finish(&layout, base, ways.1, announced));
+        let memory = std::iter::once(memory).chain(work).collect();
+        let Layout { inputs, outputs, .. } = layout;
+        Ok(Compiled { launches, memory, inputs, outputs, ways, announced })
+    }
+
+    /// The launches before the steps; `base` is the address of the memory laid out.
+    fn begin(&self, layout: &Layout, base: u64, way: Way) -> Vec<Launch> {
+        let pages = self.pages;
+        let header = base + layout.header as u64;
+        let mut regions = vec![Region::new(pages.device(0), header, pages.header_bytes)];
+        if way == Way::Mapped {
+            let places = pages.inputs.iter().zip(&layout.inputs).zip(&self.info.input_elements);
+            regions.extend(places.map(|((&from, &to), (all, _))| {
+                Region::new(pages.device(from), base + to as u64, all * 4)
+            }));
+        }
+        surround::begin(&regions)
+    }
+
+    /// The launches after the steps.
+    fn finish(&self, layout: &Layout, base: u64, way: Way, announced: bool) -> Vec<Launch> {
+        let pages = self.pages;
+        let mut regions = Vec::new();
+        if way == Way::Mapped {
+            let places = layout.outputs.iter().zip(&pages.outputs).zip(&self.info.output_elements);
+            regions.extend(places.map(|((&from, &to), (all, _))| {
+                Region::new(base + from as u64, pages.device(to), all * 4)
+            }));
+        }
+        let commit = |new: &NewRows| NewState {
+            rows: base + new.offset as u64,
+            store: self.shared.states[new.state.index()].memory.address(),
+            elements: new.elements as u64,
+        };
+        let commits: Vec<NewState> = layout.new.iter().map(commit).collect();
+        let (flag, counter) = (pages.device(pages.flag), base + layout.counter as u64);
+        let announcement = announced.then_some(Announcement { flag, counter });
+        let header = base + layout.header as u64;
+        surround::finish(header, &commits, &regions, self.request.bucket.batch, announcement)
+    }
+}
+
+/// The rows of a state that a run writes and the end of the run commits.
+struct NewRows {
+    state: StateId,
+    /// Of one row.
+    elements: usize,
+    offset: usize,
+}
+
+/// Offsets in a program's one allocation: values, run header, a counter, new states.
+struct Layout {
+    arena: ArenaPlan,
+    header: usize,
+    counter: usize,
+    new: Vec<NewRows>,
+    /// Of each input and output.
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+    bytes: usize,
+}
+
+impl Layout {
+    fn new(source: &Source<'_>) -> Layout {
+        let (entry, bucket) = (source.entry, source.request.bucket);
+        let arena = ArenaPlan::new(entry, bucket);
+        let mut bytes = arena.bytes();
+        let mut place = |size: usize| {
+            let at = bytes.next_multiple_of(ALIGNMENT);
+            bytes = at + size.next_multiple_of(ALIGNMENT);
+            at
+        };
+        let header = place(source.pages.header_bytes);
+        let counter = place(4);
+        let new = source.touched().into_iter().map(|state| {
+            let elements = source.shared.states[state.index()].elements;
+            NewRows { state, elements, offset: place(elements * bucket.batch * 4) }
+        });
+        let new = new.collect();
+        let offset = |value| arena.region(value).offset;
+        let inputs = entry.inputs.iter().map(|input| offset(input.value)).collect();
+        let outputs = entry.outputs.iter().map(|output| offset(output.value)).collect();
+        Layout { header, counter, new, inputs, outputs, bytes, arena }
+    }
+}
+
+/// The values that something writes.
+fn value_ids(entry: &Entry) -> impl Iterator<Item = ValueId> {
+    let outputs = entry.steps.iter().flat_map(|step| step.outputs.iter().copied());
+    entry.inputs.iter().map(|input| input.value).chain(outputs)
+}
+
+fn build_steps(steps: &[Box<dyn Loaded>], build: &mut Build<'_>) -> Result<(), DeviceError> {
+    for step in steps {
+        step.build(build)?;
+        build.end_step();
+    }
+    Ok(())
+}
+
+/// A run on its way.
+#[derive(Clone, Debug)]
+struct Flying {
+    /// When it was last looked after.
+    checked: Instant,
+    /// The segments that are launched.
+    launched: usize,
+    cancel: Option<Cancel>,
+    cancelled: bool,
+}
+
+/// Where a program is between `submit` and `wait`.
+#[derive(Debug)]
+enum Flight {
+    Idle,
+    Flying(Flying),
+    /// Ended, and nobody has waited for it.
+    Landed(Result<(), DeviceError>),
+}
+
+/// The program of [`crate::CudaDevice`].
+#[derive(Debug)]
+pub(crate) struct CudaProgram {
+    info: ProgramInfo,
+    dtypes: Vec<DType>,
+    /// Slots of the store, for an entry with states.
+    slots: Option<usize>,
+    /// The graphs of a run, in order; the last commits and announces.
+    segments: Vec<Graph>,
+    /// The ends of segments with even and with odd numbers, where there are several.
+    turnstile: Option<[Event; 2]>,
+    stream: Arc<Stream>,
+    /// For an entry with states that does not run on the resident's stream: marks by which the two
+    /// streams wait for one another.
+    turns: Option<(Event, Event)>,
+    /// Before the first kernel, after the last, after the copies.
+    marks: Option<(Event, Event, Event)>,
+    pages: Pages,
+    memory: Vec<DeviceMemory>,
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+    ways: (Way, Way),
+    announced: bool,
+    /// Whether copies to the device may still read the pages.
+    copying: bool,
+    sequence: u32,
+    flight: Flight,
+    /// Rows of the run in flight, and of the last that succeeded.
+    rows: usize,
+    ran: usize,
+    runs: Arc<Runs>,
+    room: Reservation,
+}
+
+impl CudaProgram {
+    pub(crate) fn compile(
+        shared: Arc<Shared>,
+        entry: &Entry,
+        steps: &[Box<dyn Loaded>],
+        whole: &[Box<dyn Whole>],
+        request: Request,
+    ) -> Result<CudaProgram, DeviceError> {
+        let precision = shared.options.precision;
+        let mut info = ProgramInfo::new(&shared.plan, entry, request, precision);
+        let mut room = Reservation { shared: Arc::clone(&shared), bytes: 0, lines: Vec::new() };
+        let pages = Pages::new(&info, entry.uses_states(), &mut room)?;
+        let source = Source { shared: &shared, entry, request, info: &info, pages: &pages };
+        let compiled = match source.whole(whole, &mut room)? {
+            Some(compiled) => compiled,
+            None => source.steps(steps, &mut room)?,
+        };
+        let gpu = &shared.gpu;
+        let cooperative = compiled.launches.iter().any(|launch| launch.cooperative);
+        if cooperative {
+            info.residency = Residency::Exclusive { units: gpu.gpu.multiprocessors };
+        }
+        let priority = match request.class {
+            KernelClass::Throughput => gpu.priorities.0,
+            KernelClass::Latency => gpu.priorities.1,
+        };
+        // Kernels of a graph have the priority of the stream that they were captured from.
+        let own = Arc::new(Stream::new(&gpu.context, priority)?);
+        let parts = segments(&info, &shared, compiled.launches.len());
+        let segments = graphs(&shared, &compiled.launches, parts, &own)?;
+        own.synchronize()?;
+        shared.stateful.synchronize()?;
+        let stateful = entry.uses_states();
+        let event = || Event::new(&gpu.context);
+        let turnstile = if segments.len() > 1 { Some([event()?, event()?]) } else { None };
+        let turns = if stateful && cooperative { Some((event()?, event()?)) } else { None };
+        let stream = match (cooperative, stateful) {
+            (true, _) => Arc::clone(&gpu.exclusive),
+            (false, true) => Arc::clone(&shared.stateful),
+            (false, false) => own,
+        };
+        let throughput = request.class == KernelClass::Throughput;
+        let timed = !compiled.announced || throughput || gpu.timing;
+        let marks = if timed { Some((event()?, event()?, event()?)) } else { None };
+        let kernels = compiled.launches.iter().map(|launch| launch.counter.as_str());
+        let runs = gpu.counters.program(kernels);
+        info.memory = std::mem::take(&mut room.lines);
+        let inputs = entry.inputs.iter();
+        Ok(CudaProgram {
+            dtypes: inputs.map(|input| entry.value(input.value).dtype).collect(),
+            slots: stateful.then_some(shared.options.state_slots),
+            info,
+            segments,
+            turnstile,
+            stream,
+            turns,
+            marks,
+            pages,
+            memory: compiled.memory,
+            inputs: compiled.inputs,
+            outputs: compiled.outputs,
+            ways: compiled.ways,
+            announced: compiled.announced,
+            copying: false,
+            sequence: 0,
+            flight: Flight::Idle,
+            rows: 0,
+            ran: 0,
+            runs,
+            room,
+        })
+    }
+
+    fn check_not_flying(&self) {
+        assert!(
+            !matches!(self.flight, Flight::Flying(_)),
+            "the caller broke the contract: a run is in flight"
+        );
+    }
+
+    /// Puts bytes into an input, and starts their copy to the device.
+    fn write_bytes(&mut self, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        let at = self.pages.inputs[input];
+        if self.ways.0 == Way::Mapped {
+            self.pages.put(at, bytes);
+            return Ok(());
+        }
+        if std::mem::replace(&mut self.copying, true) {
+            self.stream.synchronize()?;
+        }
+        let next = AtomicUsize::new(0);
+        let (pages, values, stream) = (&self.pages, &self.memory[0], &*self.stream);
+        let place = self.inputs[input];
+        let copy = || {
+            loop {
+                let offset = next.fetch_add(1, Ordering::Relaxed).saturating_mul(CHUNK_BYTES);
+                let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) else {
+                    return Ok(());
+                };
+                let chunk = &rest[..rest.len().min(CHUNK_BYTES)];
+                pages.put(at + offset, chunk);
+                let (from, to) = (at + offset, place + offset);
+                values.copy_in(to, &pages.memory, from, chunk.len(), stream)?;
+            }
+        };
+        let threads = writers(bytes.len());
+        if threads == 1 {
+            return copy();
+        }
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(copy)).collect();
+            let mut result = copy();
+            for helper in helpers {
+                // A helper panics only where this thread would have.
+                result = result.and(helper.join().unwrap_or(Ok(())));
+            }
+            result
+        })
+    }
+
+    /// Enqueues what comes before the first segment.
+    fn launch_begin(&self) -> Result<(), DeviceError> {
+        if let Some((before, _)) = &self.turns {
+            before.record(&self.room.shared.stateful)?;
+            self.stream.wait_for(before)?;
+        }
+        match &self.marks {
+            Some((begin, _, _)) => begin.record(&self.stream),
+            None => Ok(()),
+        }
+    }
+
+    /// Enqueues a segment, and after the last one what comes then.
+    fn launch_segment(&self, i: usize) -> Result<(), DeviceError> {
+        let stream = &self.stream;
+        self.segments[i].launch(stream)?;
+        if i + 1 < self.segments.len() {
+            return match &self.turnstile {
+                Some(ends) => ends[i % 2].record(stream),
+                None => Ok(()),
+            };
+        }
+        if let Some((_, end, copied)) = &self.marks {
+            end.record(stream)?;
+            if self.ways.1 == Way::Copied {
+                self.copy_outputs()?;
+            }
+            copied.record(stream)?;
+        }
+        self.yield_turn()
+    }
+
+    /// Lets what follows on the resident's stream wait for this run.
+    fn yield_turn(&self) -> Result<(), DeviceError> {
+        let Some((_, after)) = &self.turns else { return Ok(()) };
+        after.record(&self.stream)?;
+        self.room.shared.stateful.wait_for(after)
+    }
+
+    /// Enqueues as many segments as may be: all of a run that cannot be cancelled, else up to two
+    /// that have not ended. Whether the run has them all, or was cancelled and has ended.
+    fn advance(&self, flying: &mut Flying) -> Result<bool, DeviceError> {
+        while flying.launched < self.segments.len() {
+            let i = flying.launched;
+            let ends = self.turnstile.as_ref().filter(|_| flying.cancel.is_some());
+            if let Some(ends) = ends {
+                if flying.cancelled || flying.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+                    flying.cancelled = true;
+                    return Ok(i == 0 || ends[(i - 1) % 2].is_done()?);
+                }
+                if i >= 2 && !ends[i % 2].is_done()? {
+                    return Ok(false);
+                }
+            }
+            self.launch_segment(i)?;
+            flying.launched += 1;
+        }
+        Ok(true)
+    }
+
+    /// Moves a run on: what it came to, if it has ended.
+    fn progress(&mut self) -> Option<Result<(), DeviceError>> {
+        let Flight::Flying(flying) = &self.flight else { return None };
+        let mut flying = flying.clone();
+        let result = self.look(&mut flying);
+        self.flight = Flight::Flying(flying);
+        result.transpose()
+    }
+
+    fn look(&self, flying: &mut Flying) -> Result<Option<()>, DeviceError> {
+        if flying.launched < self.segments.len() && !self.advance(flying)? {
+            return Ok(None);
+        }
+        if flying.cancelled {
+            self.yield_turn()?;
+            return Err(cancelled());
+        }
+        match &self.marks {
+            Some((_, _, copied)) if !self.announced => Ok(copied.is_done()?.then_some(())),
+            _ if self.has_announced() => Ok(Some(())),
+            _ => {
+                let now = Instant::now();
+                if now - flying.checked >= CHECK_EVERY {
+                    flying.checked = now;
+                    self.look_after()?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn copy_outputs(&self) -> Result<(), DeviceError> {
+        let outputs = self.outputs.iter().zip(&self.pages.outputs);
+        for ((&from, &to), &(all, row)) in outputs.zip(&self.info.output_elements) {
+            let bytes = 4 * if row == 0 { all } else { row * self.rows };
+            self.memory[0].copy_out(from, &self.pages.memory, to, bytes, &self.stream)?;
+        }
+        Ok(())
+    }
+
+    fn has_announced(&self) -> bool {
+        self.pages.flag().load(Ordering::Acquire) == self.sequence
+    }
+
+    /// Whether a run that has not announced its end is still on its way; an error if it never
+    /// will.
+    fn look_after(&self) -> Result<(), DeviceError> {
+        if !self.stream.is_done()? || self.has_announced() {
+            return Ok(());
+        }
+        let name = &self.info.request.entry.name();
+        let message = format!("the run of `{name}` ended without announcing it");
+        Err(DeviceError::new(DeviceErrorKind::Execution, message))
+    }
+
+    /// Spins until the run has ended.
+    fn spin(&mut self) -> Result<(), DeviceError> {
+        let begun = Instant::now();
+        loop {
+            // The shortest way first: what is usual is that a run of microseconds ends.
+            for _ in 0..SPINS {
+                if self.announced && self.has_announced() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+            if let Some(result) = self.progress() {
+                return result;
+            }
+            if begun.elapsed() >= YIELD_AFTER {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn land(&mut self, result: Result<(), DeviceError>) {
+        if result.is_ok() {
+            self.ran = self.rows;
+        }
+        self.copying = false;
+        self.flight = Flight::Landed(result);
+    }
+}
+
+/// Threads that copy so many bytes into pinned memory.
+fn writers(bytes: usize) -> usize {
+    let wanted = (bytes / (WRITER_CHUNKS * CHUNK_BYTES)).clamp(1, WRITERS_MAX);
+    if wanted == 1 {
+        return 1;
+    }
+    std::thread::available_parallelism().map_or(1, usize::from).min(wanted)
+}
+
+fn cancelled() -> DeviceError {
+    DeviceError::new(DeviceErrorKind::Cancelled, "before the run's end")
+}
+
+/// How many graphs a program is, so that each takes about a yield interval. An estimate: a third
+/// of the peak, and 2 µs a launch at least.
+fn segments(info: &ProgramInfo, shared: &Shared, launches: usize) -> usize {
+    let peak = shared.gpu.capabilities.peak(info.precision).unwrap_or(1e13);
+    let us = (info.flops as f64 / peak * 3e6).max(2.0 * launches as f64);
+    ((us / YIELD_US_MAX as f64) as usize).clamp(1, launches.max(1))
+}
+
+/// The launches as so many graphs.
+fn graphs(
+    shared: &Shared,
+    launches: &[Launch],
+    parts: usize,
+    stream: &Stream,
+) -> Result<Vec<Graph>, DeviceError> {
+    let gpu = &shared.gpu;
+    let mut kernels = Vec::new();
+    for launch in launches {
+        let function = gpu.images.function(launch)?;
+        function.permit(launch, &gpu.gpu)?;
+        kernels.push((function, launch));
+    }
+    let graph = |kernels: &[(Function, &Launch)]| {
+        stream.capture(|stream| {
+            kernels.iter().try_for_each(|(function, launch)| function.launch(launch, stream))
+        })
+    };
+    kernels.chunks(kernels.len().div_ceil(parts).max(1)).map(graph).collect()
+}
+
+impl Program for CudaProgram {
+    fn info(&self) -> &ProgramInfo {
+        &self.info
+    }
+
+    fn write(&mut self, input: usize, data: Data<'_>) {
+        self.check_not_flying();
+        let dtype = self.dtypes.get(input).copied().unwrap_or(DType::F32);
+        self.info.check_write(input, dtype, &data);
+        let (at, bytes) = match data {
+            Data::F32(data) => (data.as_ptr().cast::<u8>(), size_of_val(data)),
+            Data::I32(data) => (data.as_ptr().cast::<u8>(), size_of_val(data)),
+        };
+        // SAFETY: the bytes of a borrowed slice of numbers.
+        let bytes = unsafe { std::slice::from_raw_parts(at, bytes) };
+        if let Err(error) = self.write_bytes(input, bytes)
+            && !matches!(self.flight, Flight::Landed(Err(_)))
+        {
+            self.flight = Flight::Landed(Err(error));
+        }
+    }
+
+    fn submit(&mut self, run: &Run<'_>) -> Result<(), DeviceError> {
+        self.check_not_flying();
+        if let Flight::Landed(Err(error)) = &self.flight {
+            return Err(error.clone());
+        }
+        self.info.check_run(run, self.slots);
+        if run.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            self.flight = Flight::Landed(Err(cancelled()));
+            return Ok(());
+        }
+        // 0 is what the flag holds before the first run.
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        self.rows = run.rows;
+        self.pages.set_header(self.sequence, run);
+        self.launch_begin()?;
+        let (checked, cancel) = (Instant::now(), run.cancel.clone());
+        let mut flying = Flying { checked, launched: 0, cancel, cancelled: false };
+        self.advance(&mut flying)?;
+        self.runs.count();
+        self.flight = Flight::Flying(flying);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> bool {
+        if !matches!(self.flight, Flight::Flying(_)) {
+            return true;
+        }
+        match self.progress() {
+            Some(result) => {
+                self.land(result);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        if let Flight::Flying(flying) = &self.flight {
+            let all = flying.launched == self.segments.len();
+            let result = match &self.marks {
+                Some((_, _, copied)) if all && !self.announced => copied.synchronize(),
+                _ => self.spin(),
+            };
+            self.land(result);
+        }
+        match std::mem::replace(&mut self.flight, Flight::Idle) {
+            Flight::Landed(result) => result,
+            _ => Ok(()),
+        }
+    }
+
+    fn device_us(&self) -> Option<f64> {
+        let (begin, end, _) = self.marks.as_ref()?;
+        if self.ran == 0 || !matches!(self.flight, Flight::Idle) {
+            return None;
+        }
+        // A run that announced its end may be a moment ahead of its mark.
+        end.synchronize().and_then(|()| end.since_us(begin)).ok()
+    }
+
+    fn read(&mut self, output: usize, into: &mut [f32]) -> Result<(), DeviceError> {
+        self.check_not_flying();
+        assert!(self.ran > 0, "the caller broke the contract: no run has succeeded");
+        if let Some(error) = self.room.shared.gpu.context.lost() {
+            return Err(error.clone());
+        }
+        self.info.check_read(output, into.len(), self.ran);
+        self.pages.get(self.pages.outputs[output], into);
+        Ok(())
+    }
+}
+
+impl Drop for CudaProgram {
+    fn drop(&mut self) {
+        // Kernels and copies may still use the memory that goes now. Where the device is lost,
+        // nothing runs any more.
+        let _ = self.stream.synchronize();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,828 @@
+//! `encoder_stack` as a chain of few kernels: a norm, one product for queries, keys and values,
+//! attention, a product with the residual; a norm, two products.
+//!
+//! The residual stream is f32; between the products of a sublayer values are in the format that
+//! products read. Stacks with cross or group attention, residual scores, bias matrices or group
+//! norms are lowered instead ([`takes`]). Norms in `ptx/encoder.cu`.
+
+use neural_forecast_runtime::device::KernelClass;
+use neural_forecast_runtime::ops::{
+    Activation, AttentionBias, AttentionLayer, FeedForward, Keep, NormKind, NormPlacement,
+    NormWeights, Stack, SublayerKind,
+};
+use neural_forecast_runtime::plan::ValueId;
+use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+
+use super::attention::{Call, Flash, FlashCall, ListOf, Lists, Scores, View};
+use super::encoder_small::{self, EncoderSmall};
+use super::gemm::{
+    Element, GatePart, Gemm, Matrix, Product, Weights, pack_biases, pack_gated, pack_weights,
+    product_element,
+};
+use super::gemm_hopper::row_stride;
+use super::{Build, Loaded, Packer};
+use crate::launch::{Arguments, Launch};
+
+const COUNTER: &str = "encoder_stack";
+
+/// Whether the stack is run here; others are lowered.
+pub(crate) fn takes(op: &Stack) -> bool {
+    let norm = |norm: &NormWeights| !matches!(norm.kind, NormKind::Group(_));
+    let sublayers = op.layers.iter().flatten().all(|sublayer| {
+        let norms = match &sublayer.norm {
+            NormPlacement::None => true,
+            NormPlacement::Pre(only) | NormPlacement::Post(only) => norm(only),
+            NormPlacement::Sandwich { before, after } => norm(before) && norm(after),
+        };
+        norms
+            && match &sublayer.kind {
+                SublayerKind::SelfAttention(a) => !matches!(a.bias, Some(AttentionBias::Weight(_))),
+                SublayerKind::FeedForward(_) => true,
+                _ => false,
+            }
+    });
+    sublayers && !op.residual_scores && op.final_norm.as_ref().is_none_or(norm)
+}
+
+/// A norm's weights on the device.
+#[derive(Clone, Copy, Debug)]
+struct LoadedNorm {
+    kind: u32,
+    weight: u64,
+    bias: u64,
+    mean: u64,
+    variance: u64,
+    offset: f32,
+    eps: f32,
+}
+
+/// Copies and converts.
+const NO_NORM: LoadedNorm =
+    LoadedNorm { kind: 0, weight: 0, bias: 0, mean: 0, variance: 0, offset: 0.0, eps: 0.0 };
+
+impl LoadedNorm {
+    fn load(norm: &NormWeights, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
+        let (kind, mean, variance) = match norm.kind {
+            NormKind::Layer => (1, 0, 0),
+            NormKind::Rms => (2, 0, 0),
+            NormKind::Batch { mean, variance } => (3, packer.plain(mean)?, packer.plain(variance)?),
+            NormKind::Group(_) => return Err(refuse("group norms".to_owned())),
+        };
+        Ok(LoadedNorm {
+            kind,
+            weight: packer.optional(norm.weight)?,
+            bias: packer.optional(norm.bias)?,
+            mean,
+            variance,
+            offset: norm.weight_offset,
+            eps: norm.eps,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Placement {
+    None,
+    Pre(LoadedNorm),
+    Post(LoadedNorm),
+    Sandwich(LoadedNorm, LoadedNorm),
+}
+
+#[derive(Debug)]
+struct LoadedSelfAttention {
+    /// Queries, keys, values under one another.
+    qkv: Weights,
+    qkv_bias: u64,
+    output: Weights,
+    output_bias: u64,
+    heads: usize,
+    head: usize,
+    /// The plain case, in 16 bits.
+    flash: Option<Flash>,
+    scores: Scores,
+}
+
+#[derive(Debug)]
+struct LoadedFeedForward {
+    up: Weights,
+    up_bias: u64,
+    ff: usize,
+    activation: Activation,
+    gate: Option<GatePart>,
+    down: Weights,
+    down_bias: u64,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Attention(LoadedSelfAttention),
+    FeedForward(LoadedFeedForward),
+}
+
+#[derive(Debug)]
+struct LoadedSublayer {
+    kind: Kind,
+    placement: Placement,
+}
+
+/// The op with its weights on the device.
+#[derive(Debug)]
+pub(crate) struct LoadedEncoderStack {
+    x: ValueId,
+    y: ValueId,
+    mask: Option<ValueId>,
+    /// What products read.
+    element: Element,
+    sublayers: Vec<LoadedSublayer>,
+    final_norm: Option<LoadedNorm>,
+    keep: Option<usize>,
+    /// The sublayer from which on only the positions that are kept are computed.
+    narrow_from: usize,
+    /// All of it in one launch, where it is small.
+    small: Option<EncoderSmall>,
+}
+
+fn refuse(what: String) -> DeviceError {
+    DeviceError::new(
+        DeviceErrorKind::Unsupported,
+        format!("encoder_stack has no kernel for {what}"),
+    )
+}
+
+impl LoadedSelfAttention {
+    fn load(a: &AttentionLayer, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
+        let parts = [a.query, a.key, a.value];
+        let width = a.heads * a.head;
+        let element = product_element(packer.precision());
+        let flash = (element != Element::F32 && Flash::takes(a)).then_some(Flash {
+            heads: a.heads,
+            head: a.head,
+            scale: a.scale,
+            causal: a.causal,
+            element,
+        });
+        Ok(LoadedSelfAttention {
+            qkv: pack_weights(packer, &parts.map(|part| Some(part.weight)))?,
+            qkv_bias: pack_biases(packer, &parts.map(|part| part.bias), &[width; 3])?,
+            output: pack_weights(packer, &[Some(a.output.weight)])?,
+            output_bias: packer.optional(a.output.bias)?,
+            heads: a.heads,
+            head: a.head,
+            flash,
+            scores: Scores::of_layer(a, packer)?,
+        })
+    }
+
+    fn width(&self) -> usize {
+        self.heads * self.head
+    }
+
+    /// Rows `first .. first + n` of the packed weights, and their biases.
+    fn part(&self, first: usize, n: usize) -> (Weights, u64) {
+        let bytes = self.qkv.stride * self.qkv.precision.weight_bytes();
+        let after = |address: u64, bytes: usize| match address {
+            0 => 0,
+            address => address + (first * bytes) as u64,
+        };
+        let address = after(self.qkv.address, bytes);
+        let scales = after(self.qkv.scales, 4);
+        (Weights { address, n, scales, ..self.qkv }, after(self.qkv_bias, 4))
+    }
+}
+
+impl LoadedFeedForward {
+    fn load(f: &FeedForward, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
+        let ff = packer.shape(f.up.weight)[0];
+        let up = match &f.gate {
+            Some(gate) => pack_gated(packer, f.up.weight, gate.weight)?,
+            None => pack_weights(packer, &[Some(f.up.weight)])?,
+        };
+        // With a gate the activation is the gate's.
+        let (activation, gate) = match &f.gate {
+            Some(gate) => {
+                let bias = packer.optional(gate.bias)?;
+                (Activation::Identity, Some(GatePart { bias, activation: f.activation }))
+            }
+            None => (f.activation, None),
+        };
+        Ok(LoadedFeedForward {
+            up,
+            up_bias: packer.optional(f.up.bias)?,
+            ff,
+            activation,
+            gate,
+            down: pack_weights(packer, &[Some(f.down.weight)])?,
+            down_bias: packer.optional(f.down.bias)?,
+        })
+    }
+}
+
+impl LoadedEncoderStack {
+    pub(crate) fn load(
+        op: &Stack,
+        y: ValueId,
+        packer: &mut Packer<'_>,
+    ) -> Result<Self, DeviceError> {
+        let mut sublayers = Vec::new();
+        for sublayer in op.layers.iter().flatten() {
+            let kind = match &sublayer.kind {
+                SublayerKind::SelfAttention(a) => {
+                    Kind::Attention(LoadedSelfAttention::load(a, packer)?)
+                }
+                SublayerKind::FeedForward(f) => {
+                    Kind::FeedForward(LoadedFeedForward::load(f, packer)?)
+                }
+                other => return Err(refuse(format!("{other:?}"))),
+            };
+            let mut norm = |norm: &NormWeights| LoadedNorm::load(norm, packer);
+            let placement = match &sublayer.norm {
+                NormPlacement::None => Placement::None,
+                NormPlacement::Pre(before) => Placement::Pre(norm(before)?),
+                NormPlacement::Post(after) => Placement::Post(norm(after)?),
+                NormPlacement::Sandwich { before, after } => {
+                    Placement::Sandwich(norm(before)?, norm(after)?)
+                }
+            };
+            sublayers.push(LoadedSublayer { kind, placement });
+        }
+        let attention = |sublayer: &LoadedSublayer| matches!(sublayer.kind, Kind::Attention(_));
+        let narrow_from = sublayers.iter().rposition(attention).unwrap_or(0);
+        let final_norm = op.final_norm.as_ref();
+        Ok(LoadedEncoderStack {
+            x: op.x,
+            y,
+            mask: op.mask,
+            element: product_element(packer.precision()),
+            final_norm: final_norm.map(|norm| LoadedNorm::load(norm, packer)).transpose()?,
+            keep: match op.keep {
+                Keep::All => None,
+                Keep::Last(n) => Some(n),
+            },
+            narrow_from,
+            sublayers,
+            small: encoder_small::load(op, packer)?,
+        })
+    }
+}
+
+/// Rows of f32: row `i` of batch row `b` begins `b · outer + i · inner` floats on.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    address: u64,
+    batch: usize,
+    each: usize,
+    outer: usize,
+    inner: usize,
+}
+
+impl Rows {
+    fn dense(address: u64, batch: usize, each: usize, width: usize) -> Rows {
+        Rows { address, batch, each, outer: each * width, inner: width }
+    }
+
+    fn count(&self) -> usize {
+        self.batch * self.each
+    }
+
+    /// The last rows of each batch row.
+    fn last(self, n: usize) -> Rows {
+        let skipped = (self.each - n) * self.inner;
+        Rows { address: self.address + 4 * skipped as u64, each: n, ..self }
+    }
+
+    /// As a matrix, if all rows are equally far apart.
+    fn matrix(&self) -> Option<Matrix> {
+        let stride = match (self.batch, self.each) {
+            (0 | 1, _) => self.inner,
+            (_, 0 | 1) => self.outer,
+            _ if self.outer == self.each * self.inner => self.inner,
+            _ => return None,
+        };
+        Some(Matrix { address: self.address, element: Element::F32, stride })
+    }
+}
+
+/// Places in the step's scratch.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// Residual stream of all positions, and of those that are kept: f32.
+    stream: u64,
+    kept_stream: u64,
+    /// Input of products, in their format.
+    h: u64,
+    h_stride: usize,
+    /// Queries, keys and values, or the inside of a feed-forward.
+    inner: u64,
+    /// Queries of the positions that are kept.
+    queries: u64,
+    /// Result of attention.
+    attended: u64,
+    /// What a sandwich normalises before it is added.
+    between: u64,
+}
+
+/// The walk along the sublayers.
+struct Walk<'a, 'b> {
+    stack: &'a LoadedEncoderStack,
+    build: &'a mut Build<'b>,
+    width: usize,
+    room: Room,
+    /// The residual stream.
+    x: Rows,
+    /// Whether `room.h` holds the stream in the products' format.
+    converted: bool,
+    lists: Vec<(ListOf, Lists)>,
+}
+
+impl Loaded for LoadedEncoderStack {
+    fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError> {
+        let shape = build.shape(self.x);
+        let (batch, time, width) = (shape[0], shape[1], shape[2]);
+        let kept = self.keep.filter(|&n| n < time);
+        if batch * kept.unwrap_or(time) == 0 {
+            return Ok(());
+        }
+        if let Some(small) = &self.small
+            && small.build(self.y, build)?
+        {
+            return Ok(());
+        }
+        let room = self.room(build, batch, time, kept.unwrap_or(time), width);
+        let x = Rows::dense(build.value(self.x), batch, time, width);
+        let y = build.value(self.y);
+        let mut walk =
+            Walk { stack: self, build, width, room, x, converted: false, lists: Vec::new() };
+        walk.make_lists(kept)?;
+        for (i, sublayer) in self.sublayers.iter().enumerate() {
+            let last = i + 1 == self.sublayers.len() && self.final_norm.is_none();
+            let narrow = kept.filter(|_| i == self.narrow_from);
+            let mark = walk.build.scratch_mark();
+            walk.sublayer(sublayer, narrow, last.then_some(y))?;
+            walk.build.scratch_release(mark);
+        }
+        if self.sublayers.is_empty() || self.final_norm.is_some() {
+            let rows = kept.map_or(walk.x, |n| walk.x.last(n));
+            let norm = self.final_norm.unwrap_or(NO_NORM);
+            walk.norm(&norm, rows, None, Some(y), None)?;
+        }
+        Ok(())
+    }
+}
+
+impl LoadedEncoderStack {
+    /// Scratch, as large as the largest sublayer needs.
+    fn room(
+        &self,
+        build: &mut Build<'_>,
+        batch: usize,
+        time: usize,
+        kept: usize,
+        width: usize,
+    ) -> Room {
+        let bytes = element_bytes(self.element);
+        let all = batch * time;
+        let h_stride = padded(width, self.element);
+        let (mut inner, mut attended, mut queries) = (0, 0, 0);
+        for sublayer in &self.sublayers {
+            match &sublayer.kind {
+                Kind::Attention(a) => {
+                    // Generic attention reads and writes f32.
+                    let bytes = if a.flash.is_some() { bytes } else { 4 };
+                    let element = a.flash.map_or(Element::F32, |flash| flash.element);
+                    inner = inner.max(padded(3 * a.width(), element) * bytes);
+                    attended = attended.max(padded(a.width(), element) * bytes);
+                    queries = queries.max(padded(a.width(), element) * bytes);
+                }
+                Kind::FeedForward(f) => inner = inner.max(padded(f.ff, self.element) * bytes),
+            }
+        }
+        let sandwich = |s: &LoadedSublayer| matches!(s.placement, Placement::Sandwich(..));
+        let between = if self.sublayers.iter().any(sandwich) { 4 * width } else { 0 };
+        Room {
+            stream: build.scratch(all * width * 4),
+            kept_stream: build.scratch(batch * kept * width * 4),
+            h: build.scratch(all * h_stride * bytes),
+            h_stride,
+            inner: build.scratch(all * inner),
+            queries: build.scratch(batch * kept * queries),
+            attended: build.scratch(all * attended),
+            between: build.scratch(all * between),
+        }
+    }
+}
+
+fn element_bytes(element: Element) -> usize {
+    if element == Element::F32 { 4 } else { 2 }
+}
+
+/// Columns such that all rows begin at multiples of 16 bytes, of 128 where tensor copies read them.
+fn padded(columns: usize, element: Element) -> usize {
+    match element {
+        Element::F32 => columns.next_multiple_of(4),
+        Element::F16 | Element::Bf16 => row_stride(columns),
+    }
+}
+
+impl Walk<'_, '_> {
+    /// One sublayer with its norms and residual. `narrow` in the one that goes from all positions
+    /// to the last ones; `target` where the result goes, else it stays in the stream.
+    fn sublayer(
+        &mut self,
+        sublayer: &LoadedSublayer,
+        narrow: Option<usize>,
+        target: Option<u64>,
+    ) -> Result<(), DeviceError> {
+        let input = match sublayer.placement {
+            Placement::Pre(norm) | Placement::Sandwich(norm, _) => self.normalised(&norm)?,
+            Placement::None | Placement::Post(_) => self.plain()?,
+        };
+        let before = match narrow {
+            Some(n) => self.kept(n)?,
+            None => self.x,
+        };
+        let residual = before.matrix().ok_or_else(|| refuse("scattered rows".to_owned()))?;
+        let stream = self.stream_of(before.each);
+        let sum = target.unwrap_or(stream);
+        let width = self.width;
+        let rows = |address| Rows::dense(address, before.batch, before.each, width);
+        let matrix = |address, width| Matrix { address, element: Element::F32, stride: width };
+        match sublayer.placement {
+            Placement::Sandwich(_, after) => {
+                let between = matrix(self.room.between, width);
+                self.function(&sublayer.kind, input, narrow, None, between)?;
+                let result = rows(self.room.between);
+                self.norm(&after, result, Some(before), Some(sum), None)?;
+                self.converted = false;
+            }
+            Placement::Post(after) => {
+                let y = matrix(stream, width);
+                self.function(&sublayer.kind, input, narrow, Some(residual), y)?;
+                // The next sublayer may read the result as it is.
+                let convert = target.is_none() && self.stack.element != Element::F32;
+                let h = convert.then_some(self.room.h);
+                self.norm(&after, rows(stream), None, Some(sum), h)?;
+                self.converted = convert;
+            }
+            Placement::Pre(_) | Placement::None => {
+                let y = matrix(sum, width);
+                self.function(&sublayer.kind, input, narrow, Some(residual), y)?;
+                self.converted = false;
+            }
+        }
+        self.x = rows(sum);
+        Ok(())
+    }
+
+    /// Where the stream of so many positions is kept; never where `self.x` is narrowed from.
+    fn stream_of(&self, each: usize) -> u64 {
+        let all = self.build.shape(self.stack.x)[1];
+        if each == all { self.room.stream } else { self.room.kept_stream }
+    }
+
+    /// The last positions of the stream, equally far apart.
+    fn kept(&mut self, n: usize) -> Result<Rows, DeviceError> {
+        let rows = self.x.last(n);
+        if rows.matrix().is_some() {
+            return Ok(rows);
+        }
+        let to = self.room.kept_stream;
+        self.norm(&NO_NORM, rows, None, Some(to), None)?;
+        Ok(Rows::dense(to, rows.batch, n, self.width))
+    }
+
+    /// The stream normalised, in the products' format.
+    fn normalised(&mut self, norm: &LoadedNorm) -> Result<Matrix, DeviceError> {
+        self.norm(norm, self.x, None, None, Some(self.room.h))?;
+        Ok(self.input())
+    }
+
+    /// The stream in the products' format.
+    fn plain(&mut self) -> Result<Matrix, DeviceError> {
+        if self.stack.element == Element::F32
+            && let Some(x) = self.x.matrix()
+        {
+            return Ok(x);
+        }
+        if !self.converted {
+            self.norm(&NO_NORM, self.x, None, None, Some(self.room.h))?;
+        }
+        Ok(self.input())
+    }
+
+    fn input(&self) -> Matrix {
+        let Room { h, h_stride, .. } = self.room;
+        Matrix { address: h, element: self.stack.element, stride: h_stride }
+    }
+
+    /// `y = residual + f(input)`.
+    fn function(
+        &mut self,
+        kind: &Kind,
+        input: Matrix,
+        narrow: Option<usize>,
+        residual: Option<Matrix>,
+        y: Matrix,
+    ) -> Result<(), DeviceError> {
+        match kind {
+            Kind::Attention(a) => self.attention(a, input, narrow, residual, y),
+            Kind::FeedForward(f) => {
+                let each = narrow.unwrap_or(self.x.each);
+                let input = self.last_of(input, each)?;
+                self.feed_forward(f, input, self.x.batch * each, residual, y)
+            }
+        }
+    }
+
+    /// The last rows of each batch row of a matrix of as many rows as the stream, equally far
+    /// apart: by a stride where that is enough, else brought together in the queries' place.
+    fn last_of(&mut self, all: Matrix, n: usize) -> Result<Matrix, DeviceError> {
+        let each = self.x.each;
+        if n == each {
+            return Ok(all);
+        }
+        let skipped = ((each - n) * all.stride * element_bytes(all.element)) as u64;
+        let address = all.address + skipped;
+        match (self.x.batch, n) {
+            (1, _) => Ok(Matrix { address, ..all }),
+            (_, 1) => Ok(Matrix { address, stride: each * all.stride, ..all }),
+            _ => self.gathered(all, n),
+        }
+    }
+
+    /// Rows brought together, as words: a copy that knows no format.
+    fn gathered(&mut self, all: Matrix, n: usize) -> Result<Matrix, DeviceError> {
+        let words = all.stride * element_bytes(all.element) / 4;
+        let (batch, each) = (self.x.batch, self.x.each);
+        let to = self.build.scratch(batch * n * words * 4);
+        let rows = Rows::dense(all.address, batch, each, words).last(n);
+        launch_norm(self.build, &NO_NORM, rows, words, (None, Some(to)), None)?;
+        Ok(Matrix { address: to, ..all })
+    }
+
+    fn attention(
+        &mut self,
+        a: &LoadedSelfAttention,
+        input: Matrix,
+        narrow: Option<usize>,
+        residual: Option<Matrix>,
+        y: Matrix,
+    ) -> Result<(), DeviceError> {
+        let (batch, time, width) = (self.x.batch, self.x.each, a.width());
+        let queries = narrow.unwrap_or(time);
+        let (element, bytes) = match a.flash {
+            Some(flash) => (flash.element, 2),
+            None => (Element::F32, 4),
+        };
+        let room = self.room;
+        let inner = |column: usize, columns: usize| {
+            let address = room.inner + (column * bytes) as u64;
+            Matrix { address, element, stride: padded(columns, element) }
+        };
+        // Queries of the positions that are kept: a product of their own, or (one launch less) the
+        // last rows of all.
+        let apart = narrow.is_some()
+            && (self.build.class() == KernelClass::Throughput || a.flash.is_none());
+        let m = batch * time;
+        let (q, q_batch, kv) = if apart {
+            let both = inner(0, 2 * width);
+            self.product(m, input, a.part(width, 2 * width), None, both)?;
+            let rows = self.last_of(input, queries)?;
+            let q = Matrix { address: room.queries, element, stride: padded(width, element) };
+            self.product(batch * queries, rows, a.part(0, width), None, q)?;
+            (q, queries * q.stride, both)
+        } else {
+            let all = inner(0, 3 * width);
+            self.product(m, input, (a.qkv, a.qkv_bias), None, all)?;
+            let skipped = (time - queries) * all.stride * bytes;
+            let q = Matrix { address: all.address + skipped as u64, ..all };
+            let kv = Matrix { address: all.address + (width * bytes) as u64, ..all };
+            (q, time * all.stride, kv)
+        };
+        self.attend(a, (q, q_batch), kv, queries)?;
+        // The generic kernels write rows of their width.
+        let stride = if a.flash.is_some() { padded(width, element) } else { width };
+        let x = Matrix { address: room.attended, element, stride };
+        self.product(batch * queries, x, (a.output, a.output_bias), residual, y)
+    }
+
+    /// Attention of queries, `q_batch` elements from one batch row's to the next's, over keys with
+    /// the values beside them.
+    fn attend(
+        &mut self,
+        a: &LoadedSelfAttention,
+        (q, q_batch): (Matrix, usize),
+        kv: Matrix,
+        queries: usize,
+    ) -> Result<(), DeviceError> {
+        let (batch, time, width) = (self.x.batch, self.x.each, a.width());
+        let element = q.element;
+        let v = kv.address + (width * element_bytes(element)) as u64;
+        let attended = self.room.attended;
+        let lists = self.lists(a, queries);
+        match &a.flash {
+            Some(flash) => {
+                let call = FlashCall {
+                    q: q.address,
+                    k: kv.address,
+                    v,
+                    y: attended,
+                    q_batch,
+                    q_stride: q.stride,
+                    kv_stride: kv.stride,
+                    y_stride: padded(width, element),
+                    batch,
+                    queries,
+                    keys: time,
+                };
+                flash.launch(self.build, COUNTER, &call, lists.as_ref())?;
+            }
+            None => {
+                let view = |address, stride| View { address, stride };
+                let views =
+                    [view(q.address, q.stride), view(kv.address, kv.stride), view(v, kv.stride)];
+                let mask = self.mask();
+                let call = Call::over_time(views, batch, (queries, time), mask, attended);
+                a.scores.launch(self.build, COUNTER, &call, lists.as_ref())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mask(&self) -> u64 {
+        self.stack.mask.map_or(0, |id| self.build.value(id))
+    }
+
+    /// Which keys are visible, once for all layers that see the same.
+    fn make_lists(&mut self, kept: Option<usize>) -> Result<(), DeviceError> {
+        if self.mask() == 0 {
+            return Ok(());
+        }
+        for (i, sublayer) in self.stack.sublayers.iter().enumerate() {
+            let Kind::Attention(a) = &sublayer.kind else { continue };
+            let narrow = kept.filter(|_| i == self.stack.narrow_from);
+            let of = self.list_of(a, narrow.unwrap_or(self.x.each));
+            if self.lists.iter().all(|(known, _)| *known != of) {
+                self.lists.push((of, Lists::launch(self.build, COUNTER, &of)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn list_of(&self, a: &LoadedSelfAttention, queries: usize) -> ListOf {
+        ListOf {
+            batch: self.x.batch,
+            queries,
+            keys: self.x.each,
+            mask: self.mask(),
+            causal: a.scores.causal(),
+            skip_masked: a.scores.skips_masked(),
+            ring: (0, 0),
+        }
+    }
+
+    fn lists(&self, a: &LoadedSelfAttention, queries: usize) -> Option<Lists> {
+        let of = self.list_of(a, queries);
+        self.lists.iter().find(|(known, _)| *known == of).map(|(_, lists)| *lists)
+    }
+
+    fn feed_forward(
+        &mut self,
+        f: &LoadedFeedForward,
+        input: Matrix,
+        m: usize,
+        residual: Option<Matrix>,
+        y: Matrix,
+    ) -> Result<(), DeviceError> {
+        let element = self.stack.element;
+        let stride = padded(f.ff, element);
+        let inner = Matrix { address: self.room.inner, element, stride };
+        let gemm = Gemm {
+            m,
+            x: input,
+            w: f.up,
+            bias: f.up_bias,
+            activation: f.activation,
+            residual: None,
+            y: inner,
+        };
+        let up = Product { outputs: f.ff, gate: f.gate, ..Product::new(gemm) };
+        up.launch(self.build, COUNTER)?;
+        self.product(m, inner, (f.down, f.down_bias), residual, y)
+    }
+
+    fn product(
+        &mut self,
+        m: usize,
+        x: Matrix,
+        (w, bias): (Weights, u64),
+        residual: Option<Matrix>,
+        y: Matrix,
+    ) -> Result<(), DeviceError> {
+        let gemm = Gemm { m, x, w, bias, activation: Activation::Identity, residual, y };
+        gemm.launch(self.build, COUNTER)
+    }
+
+    /// `y` and `h` (in the products' format) become `residual + norm(rows)`.
+    fn norm(
+        &mut self,
+        norm: &LoadedNorm,
+        rows: Rows,
+        residual: Option<Rows>,
+        y: Option<u64>,
+        h: Option<u64>,
+    ) -> Result<(), DeviceError> {
+        let h = h.map(|address| Matrix { address, ..self.input() });
+        launch_norm(self.build, norm, rows, self.width, (residual, y), h)
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct NormArguments {
+    x: u64,
+    residual: u64,
+    weight: u64,
+    bias: u64,
+    mean: u64,
+    variance: u64,
+    y: u64,
+    h: u64,
+    x_outer: u64,
+    x_inner: u64,
+    residual_outer: u64,
+    residual_inner: u64,
+    rows: u32,
+    per: u32,
+    width: u32,
+    h_stride: u32,
+    kind: u32,
+    element: u32,
+    offset: f32,
+    eps: f32,
+}
+
+// SAFETY: `#[repr(C)]`; 12 fields of 8 bytes, then 8 of 4, so nothing is padded; the fields are
+// those of the struct in `ptx/encoder.cu`, in its order.
+unsafe impl Arguments for NormArguments {}
+
+/// Appends the launch of one norm of rows of `width` numbers.
+fn launch_norm(
+    build: &mut Build<'_>,
+    norm: &LoadedNorm,
+    rows: Rows,
+    width: usize,
+    (residual, y): (Option<Rows>, Option<u64>),
+    h: Option<Matrix>,
+) -> Result<(), DeviceError> {
+    if rows.count() == 0 {
+        return Ok(());
+    }
+    let count = |what: &str, n: usize| u32::try_from(n).map_err(|_| refuse(format!("{n} {what}")));
+    let wide = |r: Option<Rows>, of: fn(Rows) -> usize| r.map_or(0, |r| of(r) as u64);
+    let arguments = NormArguments {
+        x: rows.address,
+        residual: residual.map_or(0, |r| r.address),
+        weight: norm.weight,
+        bias: norm.bias,
+        mean: norm.mean,
+        variance: norm.variance,
+        y: y.unwrap_or(0),
+        h: h.map_or(0, |h| h.address),
+        x_outer: rows.outer as u64,
+        x_inner: rows.inner as u64,
+        residual_outer: wide(residual, |r| r.outer),
+        residual_inner: wide(residual, |r| r.inner),
+        rows: count("rows", rows.count())?,
+        per: count("positions", rows.each)?,
+        width: count("columns", width)?,
+        h_stride: count("columns", h.map_or(0, |h| h.stride))?,
+        kind: norm.kind,
+        element: match h.map(|h| h.element) {
+            Some(Element::F16) => 1,
+            Some(Element::Bf16) => 2,
+            _ => 0,
+        },
+        offset: norm.offset,
+        eps: norm.eps,
+    };
+    const WARPS: usize = 4;
+    let aligned = |r: Rows| r.address.is_multiple_of(16) && (r.outer | r.inner).is_multiple_of(4);
+    let statistics = matches!(norm.kind, 1 | 2);
+    // A warp holds 128 numbers in each of so many groups.
+    let held = [2, 4, 6, 8].into_iter().find(|held| width <= held * 128);
+    let held = held.filter(|_| {
+        let sides = aligned(rows) && residual.is_none_or(aligned);
+        statistics && width.is_multiple_of(4) && sides
+    });
+    let function = match (held, h.map(|h| h.element)) {
+        (None, _) => "encoder_norm_any".to_owned(),
+        (Some(held), Some(Element::F16)) => format!("encoder_norm_h{held}_f16"),
+        (Some(held), Some(Element::Bf16)) => format!("encoder_norm_h{held}_bf16"),
+        (Some(held), _) => format!("encoder_norm_h{held}_f32"),
+    };
+    let grid = [count("rows", rows.count().div_ceil(WARPS))?, 1, 1];
+    let block = [32 * WARPS as u32, 1, 1];
+    let counter = format!("{COUNTER}-norm-f32");
+    build.launch(Launch::new("encoder", function, counter, grid, block, arguments).programmatic());
+    Ok(())
+}

@@ -1,0 +1,513 @@
+//! Products of 16-bit weights on Hopper's warpgroup tensor cores.
+//!
+//! `ptx/gemm_hopper.cu` in launches: which products it serves, in which tiles, with which tensor
+//! maps. Each result is one sum over all of K in order, so its bits do not depend on the tile, and
+//! the tile may depend on `m`. What is not served, `gemm` launches.
+
+use neural_forecast_runtime::device::{KernelClass, Precision};
+use neural_forecast_runtime::ops::Activation;
+use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+
+use super::Build;
+use super::gemm::{Element, Gemm, Matrix, Weights};
+use crate::driver::{Panels, TensorMap};
+use crate::gpu::Gpu;
+use crate::launch::{Arguments, Launch};
+
+/// Elements of K in a stage: 128 bytes.
+const K_BLOCK: usize = 64;
+
+/// Bytes of a row of a stage and of a panel.
+const ROW_BYTES: usize = 128;
+
+/// Rows of X whose products with all of W are made before the next: they stay in level-2 cache
+/// while W passes.
+const GROUP_ROWS: usize = 2048;
+
+/// Smallest `n` and `k` that whole tiles are worth it for.
+const N_MIN: usize = 32;
+const K_MIN: usize = 32;
+
+/// How the blocks of a kernel divide the work: `Shape` of `ptx/gemm_hopper.cu`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shape {
+    /// In the kernel's name.
+    name: &'static str,
+    /// 64-row blocks of a warpgroup.
+    blocks: usize,
+    columns: usize,
+    /// Warpgroups that multiply.
+    groups: usize,
+    /// Whether each warpgroup has tiles of its own.
+    alternate: bool,
+    stages: usize,
+    cluster: usize,
+    /// Microseconds of a launch, of a block of K, and of what follows the last: fitted to the
+    /// times of thirteen products of 512 to 8192 rows (H200, 2026-11-21), within a fifth.
+    launch_us: f64,
+    block_us: f64,
+    end_us: f64,
+}
+
+/// Two warpgroups alternate on 128 by 128: one multiplies while the other writes its results.
+/// Blocks in pairs share what they read of W.
+const LARGE: Shape = Shape {
+    name: "large",
+    blocks: 2,
+    columns: 128,
+    groups: 2,
+    alternate: true,
+    stages: 5,
+    cluster: 2,
+    launch_us: 4.5,
+    block_us: 0.37,
+    end_us: 0.0,
+};
+
+/// For a few hundred rows: every multiprocessor has a tile, and reads as little as may be for it.
+const WIDE: Shape = Shape {
+    name: "wide",
+    blocks: 1,
+    columns: 192,
+    groups: 1,
+    alternate: false,
+    stages: 5,
+    cluster: 1,
+    launch_us: 2.3,
+    block_us: 0.25,
+    end_us: 1.0,
+};
+
+/// For few rows or few columns.
+const SMALL: Shape = Shape {
+    name: "small",
+    blocks: 1,
+    columns: 64,
+    groups: 1,
+    alternate: false,
+    stages: 8,
+    cluster: 1,
+    launch_us: 2.3,
+    block_us: 0.122,
+    end_us: 0.35,
+};
+
+impl Shape {
+    const fn group_rows(&self) -> usize {
+        64 * self.blocks
+    }
+
+    /// Rows of a block's tile.
+    const fn rows(&self) -> usize {
+        if self.alternate { self.group_rows() } else { self.group_rows() * self.groups }
+    }
+
+    const fn threads(&self) -> u32 {
+        if self.groups > 1 { self.groups as u32 * 128 + 128 } else { 160 }
+    }
+
+    const fn shared_bytes(&self) -> u32 {
+        let stage = (self.rows() + self.columns) * ROW_BYTES;
+        let own = 2 * self.group_rows() * ROW_BYTES + self.columns * 4;
+        (self.stages * stage + self.groups * own + self.stages * 16) as u32
+    }
+
+    /// How often tiles of a cluster fit into the rows and the columns.
+    const fn tiles(&self, m: usize, n: usize) -> (usize, usize) {
+        (m.div_ceil(self.rows() * self.cluster), n.div_ceil(self.columns))
+    }
+
+    /// Clusters that run at once: a block fills a multiprocessor.
+    fn resident(&self, gpu: &Gpu) -> usize {
+        (gpu.multiprocessors as usize / self.cluster).max(1)
+    }
+
+    fn estimate_us(&self, m: usize, n: usize, k: usize, gpu: &Gpu) -> f64 {
+        let (rows, columns) = self.tiles(m, n);
+        let rounds = (rows * columns).div_ceil(self.resident(gpu));
+        let tile = k.div_ceil(K_BLOCK) as f64 * self.block_us + self.end_us;
+        self.launch_us + rounds as f64 * tile
+    }
+
+    /// The fastest of some shapes. All give the same bits.
+    fn fastest(of: &[Shape], m: usize, n: usize, k: usize, gpu: &Gpu) -> Shape {
+        let estimate = |shape: &Shape| shape.estimate_us(m, n, k, gpu);
+        let fastest = of.iter().min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
+        fastest.copied().unwrap_or(SMALL)
+    }
+
+    /// A launch of `kernel` in tiles of this shape over `[m, n]`.
+    fn launch<A: Arguments>(
+        &self,
+        kernel: String,
+        counter: String,
+        (m, n): (usize, usize),
+        gpu: &Gpu,
+        arguments: A,
+    ) -> Launch {
+        let (rows, columns) = self.tiles(m, n);
+        let blocks = (rows * columns).min(self.resident(gpu)) * self.cluster;
+        let grid = [blocks as u32, 1, 1];
+        let block = [self.threads(), 1, 1];
+        Launch::new("gemm_hopper", kernel, counter, grid, block, arguments)
+            .shared(self.shared_bytes())
+            .clusters(self.cluster as u32)
+            .programmatic()
+    }
+}
+
+/// Whether [`launch`] computes a product, by everything but `m`.
+pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
+    let Gemm { x, w, activation, residual, y, .. } = gemm;
+    let Some(element) = half_of(w.precision) else {
+        return false;
+    };
+    // Few columns of few rows, in little time: kernels that split K are ahead.
+    let small = class == KernelClass::Latency && w.n * w.k < 256 * 256;
+    let readable = x.element == Element::F32 || x.element == element && is_aligned(x);
+    let writable = |matrix: &Matrix| {
+        is_aligned(matrix) && (matrix.element == Element::F32 || matrix.element == element)
+    };
+    gpu.is_hopper()
+        && gpu.shared_bytes_max >= LARGE.shared_bytes()
+        && w.n >= N_MIN
+        && w.k >= K_MIN
+        && !small
+        && coefficients(*activation).is_some()
+        && readable
+        && writable(y)
+        && residual.as_ref().is_none_or(writable)
+}
+
+/// Appends the launches of a product that [`serves`] takes. `counter` is the op's name.
+///
+/// # Errors
+/// If the driver refuses a tensor map, naming the matrix.
+pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<(), DeviceError> {
+    let Gemm { m, w, bias, activation, residual, y, .. } = *gemm;
+    let Some((kind, gate)) = coefficients(activation) else {
+        return Err(refuse(&format!("the activation {activation:?}")));
+    };
+    let gpu = build.gpu();
+    let shape = Shape::fastest(&[LARGE, WIDE, SMALL], m, w.n, w.k, gpu);
+    let x = narrow(gemm, build, counter)?;
+    let maps = Maps { build, m, shape };
+    let arguments = GemmStep {
+        x: maps.of(&x, w.k, shape.rows())?,
+        w: maps.of_weights(&w)?,
+        y: maps.of(&y, w.n, shape.group_rows())?,
+        residual: match &residual {
+            Some(residual) => maps.of(residual, w.n, shape.rows())?,
+            None => TensorMap::NONE,
+        },
+        bias,
+        gate,
+        n: w.n as u32,
+        tiles: Tiles::of(&shape, m, w.n, w.k),
+        y_f32: u32::from(y.element == Element::F32),
+        residual_bits: residual.map_or(0, |residual| 8 * bytes(residual.element) as u32),
+        reserved: [0; 16],
+    };
+    let kernel = format!("gemm_{}_{kind}_{}", shape.name, w.precision.name());
+    let counter = format!("{counter}-wgmma-{}", w.precision.name());
+    build.launch(shape.launch(kernel, counter, (m, w.n), gpu, arguments));
+    Ok(())
+}
+
+/// `x` in the weights' format: itself, or a copy in scratch memory that a launch makes.
+fn narrow(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<Matrix, DeviceError> {
+    let Gemm { m, x, w, .. } = *gemm;
+    let Some(element) = half_of(w.precision) else {
+        return Err(refuse(&format!("weights of {}", w.precision.name())));
+    };
+    if x.element != Element::F32 {
+        return Ok(x);
+    }
+    let stride = row_stride(w.k);
+    let to = build.scratch(m * stride * bytes(element));
+    let threads = m * stride / 8;
+    let arguments = NarrowRows {
+        from: x.address,
+        to,
+        from_stride: x.stride as u64,
+        rows: m as u32,
+        columns: w.k as u32,
+        to_stride: stride as u32,
+        reserved: 0,
+    };
+    let name = w.precision.name();
+    let launch = Launch::new(
+        "gemm_hopper",
+        format!("narrow_{name}"),
+        format!("{counter}-narrow-{name}"),
+        [threads.div_ceil(256) as u32, 1, 1],
+        [256, 1, 1],
+        arguments,
+    );
+    build.launch(launch.programmatic());
+    Ok(Matrix { address: to, element, stride })
+}
+
+/// Elements from row to row of a 16-bit matrix with rows of 128 bytes, which copies read fastest:
+/// others cost up to a third of a product.
+pub(crate) fn row_stride(columns: usize) -> usize {
+    columns.next_multiple_of(K_BLOCK)
+}
+
+/// The format of 16-bit weights.
+fn half_of(precision: Precision) -> Option<Element> {
+    match precision {
+        Precision::F16 => Some(Element::F16),
+        Precision::Bf16 => Some(Element::Bf16),
+        Precision::F32 | Precision::Tf32 | Precision::Int8 | Precision::Fp8 => None,
+    }
+}
+
+fn bytes(element: Element) -> usize {
+    match element {
+        Element::F32 => 4,
+        Element::F16 | Element::Bf16 => 2,
+    }
+}
+
+/// Whether a tensor map can describe it.
+fn is_aligned(matrix: &Matrix) -> bool {
+    matrix.address.is_multiple_of(16) && (matrix.stride * bytes(matrix.element)).is_multiple_of(16)
+}
+
+fn refuse(what: &str) -> DeviceError {
+    let message = format!("Hopper's products have no kernel for {what}");
+    DeviceError::new(DeviceErrorKind::Unsupported, message)
+}
+
+/// Makes tensor maps for a launch; none while addresses are not real.
+struct Maps<'a, 'b> {
+    build: &'a Build<'b>,
+    m: usize,
+    shape: Shape,
+}
+
+impl Maps<'_, '_> {
+    fn of(
+        &self,
+        matrix: &Matrix,
+        columns: usize,
+        box_rows: usize,
+    ) -> Result<TensorMap, DeviceError> {
+        self.panels(matrix, self.m, columns, box_rows)
+    }
+
+    fn of_weights(&self, w: &Weights) -> Result<TensorMap, DeviceError> {
+        let element = half_of(w.precision).unwrap_or(Element::F32);
+        let matrix = Matrix { address: w.address, element, stride: w.stride };
+        self.panels(&matrix, w.n, w.k, self.shape.columns / self.shape.cluster)
+    }
+
+    fn panels(
+        &self,
+        matrix: &Matrix,
+        rows: usize,
+        columns: usize,
+        box_rows: usize,
+    ) -> Result<TensorMap, DeviceError> {
+        if self.build.is_sizing() {
+            return Ok(TensorMap::NONE);
+        }
+        TensorMap::of(&Panels {
+            address: matrix.address,
+            element_bytes: bytes(matrix.element),
+            rows,
+            columns,
+            stride: matrix.stride,
+            box_rows,
+        })
+    }
+}
+
+/// The kernels' activation: its family, and the numbers that make it of the family. Families are
+/// `max(x, floor)` and `(scale · x + shift) · σ + offset` with
+/// `σ = 1 / (1 + 2^−(x · (c0 + c1·x² + c2·x⁴)))`, x² at most 36.
+fn coefficients(activation: Activation) -> Option<(&'static str, Gate)> {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    let linear = |floor| Some(("linear", Gate { floor, ..Gate::default() }));
+    let gated = |polynomial, scale, shift, offset| {
+        Some(("gated", Gate { floor: 0.0, polynomial, scale, shift, offset }))
+    };
+    match activation {
+        Activation::Identity => linear(f32::NEG_INFINITY),
+        Activation::Relu => linear(0.0),
+        // The polynomial that comes nearest to ln(Φ(x) / Φ(−x)) / x, weighted so that the result
+        // is at most 2.6e-5 from x · Φ(x) everywhere: an eighteenth of f16's rounding at 1.
+        Activation::Gelu => gated([2.301_121_3, 0.106_775_76, -0.001_014_269_2], 1.0, 0.0, 0.0),
+        Activation::GeluTanh => {
+            let first = 2.0 * 0.797_884_6 * LOG2_E;
+            gated([first, first * 0.044_715, 0.0], 1.0, 0.0, 0.0)
+        }
+        Activation::Silu => gated([LOG2_E, 0.0, 0.0], 1.0, 0.0, 0.0),
+        Activation::Sigmoid => gated([LOG2_E, 0.0, 0.0], 0.0, 1.0, 0.0),
+        Activation::Tanh => gated([2.0 * LOG2_E, 0.0, 0.0], 0.0, 2.0, -1.0),
+        Activation::Elu | Activation::Softplus | Activation::LeakyRelu(_) | Activation::Selu => {
+            None
+        }
+    }
+}
+
+/// Numbers of an activation, as [`coefficients`] explains them.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Gate {
+    floor: f32,
+    polynomial: [f32; 3],
+    scale: f32,
+    shift: f32,
+    offset: f32,
+}
+
+/// How many tiles there are, and in which order they are made.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Tiles {
+    k_blocks: u32,
+    rows: u32,
+    columns: u32,
+    group: u32,
+}
+
+impl Tiles {
+    fn of(shape: &Shape, m: usize, n: usize, k: usize) -> Tiles {
+        let (rows, columns) = shape.tiles(m, n);
+        Tiles {
+            k_blocks: k.div_ceil(K_BLOCK) as u32,
+            rows: rows as u32,
+            columns: columns as u32,
+            group: (GROUP_ROWS / (shape.rows() * shape.cluster)) as u32,
+        }
+    }
+}
+
+/// `GemmStep` of `ptx/gemm_hopper.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct GemmStep {
+    x: TensorMap,
+    w: TensorMap,
+    y: TensorMap,
+    residual: TensorMap,
+    bias: u64,
+    gate: Gate,
+    n: u32,
+    tiles: Tiles,
+    y_f32: u32,
+    residual_bits: u32,
+    reserved: [u32; 16],
+}
+
+const _: () = assert!(size_of::<GemmStep>() == 640);
+
+// SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 30 fields of 4, in all 640 bytes, so that
+// nothing is padded; the fields are those of the struct in `ptx/gemm_hopper.cu`, in its order.
+unsafe impl Arguments for GemmStep {}
+
+/// `NarrowRows` of `ptx/gemm_hopper.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct NarrowRows {
+    from: u64,
+    to: u64,
+    from_stride: u64,
+    rows: u32,
+    columns: u32,
+    to_stride: u32,
+    reserved: u32,
+}
+
+// SAFETY: `#[repr(C)]`; three fields of 8 bytes, four of 4, so nothing is padded; the fields are
+// those of the struct in `ptx/gemm_hopper.cu`, in its order.
+unsafe impl Arguments for NarrowRows {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel computes it, but for the rounding of its power and reciprocal (2 ulp).
+    fn gated(gate: &Gate, x: f32) -> f32 {
+        let [c0, c1, c2] = gate.polynomial;
+        let square = (x * x).min(36.0);
+        let exponent = -x * (c2.mul_add(square, c1)).mul_add(square, c0);
+        (gate.scale * x + gate.shift) / (1.0 + exponent.exp2()) + gate.offset
+    }
+
+    #[test]
+    fn smooth_activations_are_near_their_definitions() {
+        let of = |activation| coefficients(activation).unwrap().1;
+        // Φ by Simpson's rule from −12.
+        let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let (step, mut below) = (1.0 / 512.0, 0.0);
+        for i in -6144_i32..6144 {
+            let x = f64::from(i) * step;
+            let logistic = 1.0 / (1.0 + (-x).exp());
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            for (activation, expected, bound) in [
+                (Activation::Gelu, x * below, 2.7e-5),
+                (Activation::GeluTanh, 0.5 * x * (1.0 + inner.tanh()), 2e-6),
+                (Activation::Silu, x * logistic, 2e-6),
+                (Activation::Sigmoid, logistic, 1e-6),
+                (Activation::Tanh, x.tanh(), 1e-6),
+            ] {
+                let found = f64::from(gated(&of(activation), x as f32));
+                assert!((found - expected).abs() <= bound, "{activation:?} of {x}: {found}");
+            }
+            let middle = density(x + step / 2.0);
+            below += step / 6.0 * (density(x) + 4.0 * middle + density(x + step));
+        }
+    }
+
+    #[test]
+    fn shapes_fit_and_grow_with_the_rows() {
+        let gpu = Gpu::typical((9, 0));
+        for shape in [LARGE, WIDE, SMALL] {
+            assert!(shape.shared_bytes() <= 232_448, "{}: {}", shape.name, shape.shared_bytes());
+            assert!(shape.columns.is_multiple_of(64 * shape.cluster), "{}", shape.name);
+        }
+        let of = |m, n, k| Shape::fastest(&[LARGE, WIDE, SMALL], m, n, k, &gpu).name;
+        assert_eq!(of(1, 768, 768), "small");
+        assert_eq!(of(512, 768, 768), "small");
+        assert_eq!(of(512, 2304, 768), "wide");
+        assert_eq!(of(512, 768, 3072), "small");
+        assert_eq!(of(2048, 4000, 1000), "large");
+        assert_eq!(of(65_536, 768, 768), "large");
+    }
+
+    #[test]
+    fn products_are_taken_whatever_their_rows() {
+        let gpu = Gpu::typical((9, 0));
+        let matrix = |stride| Matrix { address: 256, element: Element::F32, stride };
+        let gemm = |m, n: usize, k: usize, precision| Gemm {
+            m,
+            x: matrix(k),
+            w: Weights { address: 256, precision, n, k, stride: k, scales: 0 },
+            bias: 0,
+            activation: Activation::Gelu,
+            residual: None,
+            y: matrix(n),
+        };
+        for m in [1, 7, 100_000] {
+            for class in [KernelClass::Latency, KernelClass::Throughput] {
+                let taken = |gemm: &Gemm| serves(gemm, &gpu, class);
+                assert!(taken(&gemm(m, 768, 768, Precision::F16)));
+                assert!(taken(&gemm(m, 768, 768, Precision::Bf16)));
+                assert!(!taken(&gemm(m, 768, 768, Precision::F32)));
+                assert!(!taken(&gemm(m, 10, 768, Precision::F16)), "rows of 40 bytes");
+                assert!(!taken(&Gemm {
+                    activation: Activation::Selu,
+                    ..gemm(m, 768, 768, Precision::F16)
+                }));
+            }
+        }
+        assert!(!serves(
+            &gemm(9, 768, 768, Precision::F16),
+            &Gpu::typical((8, 0)),
+            KernelClass::Throughput
+        ));
+    }
+}

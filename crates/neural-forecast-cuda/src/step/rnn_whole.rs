@@ -1,0 +1,102 @@
+//! A recurrent forecaster as one kernel: input from host memory, stack, head, output and flag.
+//!
+//! Recognises an [`RnnStack`] whose last position goes through one plain [`Linear`], with nothing
+//! but reshapes between and after. The kernel is [`super::rnn_latency`]'s.
+
+use neural_forecast_runtime::DeviceError;
+use neural_forecast_runtime::device::KernelClass;
+use neural_forecast_runtime::ops::{
+    Activation, Initial, Keep, Linear, LinearAxis, Op, Reshape, RnnStack,
+};
+use neural_forecast_runtime::plan::{Dim, Entry, ValueId};
+
+use super::rnn_latency::{Ends, Head, RnnLatency};
+use super::whole::{HostPages, Whole};
+use super::{Build, Packer};
+
+/// A stack and its head with their weights on the device.
+#[derive(Debug)]
+pub(crate) struct WholeRnn {
+    stack: RnnLatency,
+    /// `[outputs, width]` and `[outputs]` or 0, f32.
+    weights: u64,
+    bias: u64,
+    outputs: usize,
+}
+
+impl WholeRnn {
+    /// Packs an entry that is a stack and a head.
+    pub(crate) fn load(
+        entry: &Entry,
+        packer: &mut Packer<'_>,
+    ) -> Result<Option<Self>, DeviceError> {
+        let Some((stack, values, head)) = recognised(entry) else {
+            return Ok(None);
+        };
+        let Some(stack) = RnnLatency::load(stack, values, packer)? else {
+            return Ok(None);
+        };
+        let outputs = packer.shape(head.weight).first().copied().unwrap_or(0);
+        let bias = packer.optional(head.bias)?;
+        Ok(Some(WholeRnn { stack, weights: packer.plain(head.weight)?, bias, outputs }))
+    }
+}
+
+/// The stack, its values and the head, where the entry is that and no more.
+fn recognised(entry: &Entry) -> Option<(&RnnStack, &[ValueId], &Linear)> {
+    let ([input], [output]) = (entry.inputs.as_slice(), entry.outputs.as_slice()) else {
+        return None;
+    };
+    let (first, rest) = entry.steps.split_first()?;
+    let Op::RnnStack(stack) = &first.op else {
+        return None;
+    };
+    let plain = stack.initial == Initial::Zero && stack.states.is_none() && !stack.finals;
+    if !plain || stack.keep != Keep::Last(1) || stack.x != input.value {
+        return None;
+    }
+    let width = Dim::from(stack.directions() * stack.width());
+    let mut value = first.outputs[0];
+    let mut head = None;
+    for step in rest {
+        match &step.op {
+            Op::Linear(linear) if linear.x == value && head.is_none() => {
+                let last = entry.value(value).shape.last();
+                if last != Some(&width) || !is_plain(linear) {
+                    return None;
+                }
+                head = Some(linear);
+            }
+            Op::Reshape(Reshape { x, .. }) if *x == value => {}
+            _ => return None,
+        }
+        value = step.outputs[0];
+    }
+    (value == output.value).then_some((stack, first.outputs.as_slice(), head?))
+}
+
+fn is_plain(linear: &Linear) -> bool {
+    linear.axis == LinearAxis::Features
+        && linear.activation == Activation::Identity
+        && linear.prologue.is_none()
+        && linear.gate.is_none()
+        && linear.residual.is_none()
+}
+
+impl Whole for WholeRnn {
+    fn build(&self, build: &mut Build<'_>, pages: &HostPages) -> Result<bool, DeviceError> {
+        if build.class() != KernelClass::Latency {
+            return Ok(false);
+        }
+        let head = Head {
+            weights: self.weights,
+            bias: self.bias,
+            outputs: self.outputs,
+            y: pages.outputs[0],
+            flag: pages.flag,
+        };
+        let ends = Ends { header: pages.header, x: pages.inputs[0], y: 0, head: Some(head) };
+        self.stack.launch(build, &ends, "rnn_whole");
+        Ok(true)
+    }
+}

@@ -1,0 +1,4 @@
+// As encoder_small_hopper.cu, in bfloat16.
+#include "encoder_small.cuh"
+
+ENCODER_SMALL(bf16, Bfloat)
