@@ -225,7 +225,7 @@ pub struct EvaluateArgs {
 /// Flags of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// Folder of a model, or the name of one in this binary
+    /// Folder of a model, the name of one in this binary, or a workload of `bench`
     pub model: PathBuf,
     /// Series to forecast [default: invented ones]
     #[arg(long, value_name = "FILE")]
@@ -234,6 +234,12 @@ pub struct VerifyArgs {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     #[arg(conflicts_with = "data")]
     pub series: u64,
+    /// Fresh windows of a workload that are compared, at most
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub windows: u64,
+    /// No reference of a workload's window is begun after this many seconds
+    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    pub seconds: f64,
     /// auto, cpu, cuda, cuda:N, gpu or gpu:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
@@ -272,6 +278,9 @@ pub struct BenchArgs {
     /// Seconds of measurement for each row of the table
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
+    /// Fresh windows of each row that are compared with the reference in f64, at most
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub error_windows: u64,
     /// What it runs on.
     #[command(flatten)]
     pub run: RunArgs,

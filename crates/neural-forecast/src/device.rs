@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use neural_forecast_runtime::device::{Capabilities, Device};
 
+use crate::config::GPUConfig;
 use crate::engine::device_error;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -69,6 +70,8 @@ impl fmt::Display for DeviceChoice {
 pub struct DeviceOptions {
     /// Threads of the CPU engine; `None` is what this process may use.
     pub threads: Option<usize>,
+    /// Limits and wishes for a GPU.
+    pub gpu: GPUConfig,
 }
 
 /// An opened device, and why it is not the one that was asked for.
@@ -89,8 +92,10 @@ pub struct DeviceReport {
     pub state: std::result::Result<Capabilities, String>,
 }
 
-/// Opens a device. `auto` is what [`DEVICE_VARIABLE`] names, or else the CPU (the other backends
-/// arrive with their features); [`FALLBACK_VARIABLE`] puts the CPU in the place of any device.
+/// Opens a device. `auto` is what [`DEVICE_VARIABLE`] names, or else the first NVIDIA GPU where
+/// this build has the feature `cuda` and the machine a driver, or else the CPU, with the reason in
+/// the result where a driver is there and its GPU cannot be used; [`FALLBACK_VARIABLE`] puts the
+/// CPU in the place of any device.
 ///
 /// # Errors
 /// `Device`: it is not in this build or not on this machine; `Usage`: an unknown name in the
@@ -104,13 +109,68 @@ pub fn open(choice: DeviceChoice, options: &DeviceOptions) -> Result<OpenDevice>
     };
     let forced = std::env::var(FALLBACK_VARIABLE).is_ok_and(|v| v == "1" || v == "true");
     match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => open_cpu(options, None),
+        DeviceChoice::Cpu => open_cpu(options, None),
+        DeviceChoice::Auto if forced => open_cpu(options, None),
+        DeviceChoice::Auto => open_best(options),
         other if forced => {
             let reason = format!("{FALLBACK_VARIABLE} puts the CPU in the place of `{other}`");
             open_cpu(options, Some(reason))
         }
+        DeviceChoice::Cuda(ordinal) => open_cuda(ordinal, options),
         other => Err(Error::new(ErrorKind::Device, unavailable(other))),
     }
+}
+
+/// The first NVIDIA GPU, or the CPU with the reason where one is there and cannot be used.
+#[cfg(feature = "cuda")]
+fn open_best(options: &DeviceOptions) -> Result<OpenDevice> {
+    if !neural_forecast_cuda::is_driver_present() {
+        return open_cpu(options, None);
+    }
+    match open_cuda(0, options) {
+        Ok(opened) => Ok(opened),
+        Err(error) => open_cpu(options, Some(format!("`cuda:0` cannot be used: {error}"))),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_best(options: &DeviceOptions) -> Result<OpenDevice> {
+    open_cpu(options, None)
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize, options: &DeviceOptions) -> Result<OpenDevice> {
+    let device = crate::gpu::cuda::open(ordinal, &options.gpu)?;
+    Ok(OpenDevice { device, fallback: None })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(ordinal: usize, _options: &DeviceOptions) -> Result<OpenDevice> {
+    Err(Error::new(ErrorKind::Device, unavailable(DeviceChoice::Cuda(ordinal))))
+}
+
+/// Every NVIDIA GPU, or why there is none.
+#[cfg(feature = "cuda")]
+fn list_cuda(options: &DeviceOptions) -> Vec<DeviceReport> {
+    let report = |choice: DeviceChoice, state| DeviceReport { id: choice.to_string(), state };
+    match neural_forecast_cuda::gpus() {
+        Err(error) => vec![report(DeviceChoice::Cuda(0), Err(error.to_string()))],
+        Ok(gpus) => gpus
+            .iter()
+            .map(|gpu| {
+                let opened = crate::gpu::cuda::open(gpu.ordinal, &options.gpu);
+                let state = opened.map_err(|error| error.to_string());
+                let state = state.map(|device| crate::gpu::cuda::described(&device));
+                report(DeviceChoice::Cuda(gpu.ordinal), state)
+            })
+            .collect(),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn list_cuda(_options: &DeviceOptions) -> Vec<DeviceReport> {
+    let choice = DeviceChoice::Cuda(0);
+    vec![DeviceReport { id: choice.to_string(), state: Err(unavailable(choice)) }]
 }
 
 /// All devices that this build knows, usable or not.
@@ -119,11 +179,10 @@ pub fn list(options: &DeviceOptions) -> Vec<DeviceReport> {
         .map(|open| open.device.capabilities().clone())
         .map_err(|error| error.to_string());
     let absent = |choice| DeviceReport { id: format!("{choice}"), state: Err(unavailable(choice)) };
-    vec![
-        DeviceReport { id: "cpu".to_string(), state: cpu },
-        absent(DeviceChoice::Cuda(0)),
-        absent(DeviceChoice::Gpu(0)),
-    ]
+    let mut reports = vec![DeviceReport { id: "cpu".to_string(), state: cpu }];
+    reports.extend(list_cuda(options));
+    reports.push(absent(DeviceChoice::Gpu(0)));
+    reports
 }
 
 fn open_cpu(options: &DeviceOptions, fallback: Option<String>) -> Result<OpenDevice> {
@@ -133,14 +192,11 @@ fn open_cpu(options: &DeviceOptions, fallback: Option<String>) -> Result<OpenDev
 }
 
 fn unavailable(choice: DeviceChoice) -> String {
-    let (backend, feature) = match choice {
-        DeviceChoice::Gpu(_) => ("WebGPU", "gpu"),
-        _ => ("CUDA", "cuda"),
+    let why = match choice {
+        DeviceChoice::Gpu(_) => "this version has no WebGPU backend yet (feature `gpu`)",
+        _ => "this build has no CUDA backend (feature `cuda`)",
     };
-    format!(
-        "device `{choice}` is not available: this version has no {backend} backend yet (feature \
-         `{feature}`); use `cpu`, or set {FALLBACK_VARIABLE}=1"
-    )
+    format!("device `{choice}` is not available: {why}; use `cpu`, or set {FALLBACK_VARIABLE}=1")
 }
 
 #[cfg(test)]

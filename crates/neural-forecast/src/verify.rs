@@ -33,6 +33,21 @@ pub struct PrecisionError {
     pub unavailable: Option<String>,
 }
 
+impl PrecisionError {
+    /// A row without figures, and why.
+    pub(crate) fn unavailable(model: &str, precision: Precision, why: String) -> Self {
+        PrecisionError {
+            model: model.to_string(),
+            precision: precision.name(),
+            values: 0,
+            error_max: f64::NAN,
+            error_mean: f64::NAN,
+            error_of_range: f64::NAN,
+            unavailable: Some(why),
+        }
+    }
+}
+
 /// Forecasts a frame on a device in each of `precisions` and in f64, and compares.
 ///
 /// # Errors
@@ -59,15 +74,9 @@ pub fn verify(
         match found {
             Ok(found) => rows.extend(compare(precision, &aliases, &expected, &found)),
             Err(error) if error.kind() == ErrorKind::Unsupported => {
-                rows.extend(aliases.iter().map(|alias| PrecisionError {
-                    model: (*alias).to_string(),
-                    precision: precision.name(),
-                    values: 0,
-                    error_max: f64::NAN,
-                    error_mean: f64::NAN,
-                    error_of_range: f64::NAN,
-                    unavailable: Some(error.to_string()),
-                }));
+                let why = error.to_string();
+                let row = |alias: &&str| PrecisionError::unavailable(alias, precision, why.clone());
+                rows.extend(aliases.iter().map(row));
             }
             Err(error) => return Err(error),
         }
@@ -103,7 +112,7 @@ fn compare(
     rows
 }
 
-fn summary(alias: &str, precision: Precision, pairs: &[(f64, f64)]) -> PrecisionError {
+pub(crate) fn summary(alias: &str, precision: Precision, pairs: &[(f64, f64)]) -> PrecisionError {
     // `f64::max` drops NaN; this fold keeps the first one it meets.
     let largest = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(0.0, |m: f64, x| if x <= m || m.is_nan() { m } else { x })

@@ -7,6 +7,7 @@
 mod measure;
 mod options;
 mod result;
+mod verify;
 
 use neural_forecast_runtime::MemoryWeights;
 use neural_forecast_runtime::ops::Keep;
@@ -20,6 +21,7 @@ use crate::models::{lstm, transformer};
 pub use measure::{run, run_each};
 pub use options::{BenchOptions, Mode};
 pub use result::{BenchResult, Latency, Positions};
+pub use verify::verify;
 
 /// A network, the windows it takes and the batches it is measured at.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,11 +32,26 @@ pub struct Workload {
     pub network: Network,
     /// Features `F` of a window.
     pub features: usize,
-    /// Batches of the full-window mode on a CPU.
-    pub cpu_batches: &'static [usize],
-    /// Batch of the throughput mode on a CPU: enough rows to fill the tiles of every product, and
+    /// Batches on a CPU; in throughput enough rows to fill the tiles of every product, and
     /// activations of some tens of megabytes at most.
-    pub cpu_throughput_batch: usize,
+    pub cpu: Batches,
+    /// Batches on a GPU; in throughput enough rows to fill it.
+    pub gpu: Batches,
+}
+
+/// The batches at which a workload is measured where none is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batches {
+    /// Of the full-window mode.
+    pub full_window: &'static [usize],
+    /// Of the throughput mode.
+    pub throughput: &'static [usize],
+}
+
+impl Batches {
+    const fn new(full_window: &'static [usize], throughput: &'static [usize]) -> Self {
+        Batches { full_window, throughput }
+    }
 }
 
 /// The two kinds of networks.
@@ -49,11 +66,11 @@ pub enum Network {
 /// All workloads in the order of the tables.
 pub fn all() -> Vec<Workload> {
     vec![
-        lstm("lstm_a", (50, 100), 100, 2, &[1], 512),
-        lstm("lstm_b", (100, 250), 200, 3, &[1], 128),
-        lstm("lstm_c", (100, 500), 1000, 4, &[1], 32),
-        guide_lstm("lstm_guide_128", 128, &[1, 32, 512], 512),
-        guide_lstm("lstm_guide_256", 256, &[1, 32], 128),
+        lstm("lstm_a", (50, 100), 100, 2, (&[512], &[16384])),
+        lstm("lstm_b", (100, 250), 200, 3, (&[128], &[8192])),
+        lstm("lstm_c", (100, 500), 1000, 4, (&[32], &[2048])),
+        guide_lstm("lstm_guide_128", 128, Batches::new(&[1, 32, 512], &[512])),
+        guide_lstm("lstm_guide_256", 256, Batches::new(&[1, 32], &[128])),
         Workload {
             name: "transformer_small",
             network: Network::Transformer(TransformerConfig {
@@ -67,8 +84,8 @@ pub fn all() -> Vec<Workload> {
                 use_flash_attention: true,
             }),
             features: 16,
-            cpu_batches: &[1, 32, 512],
-            cpu_throughput_batch: 512,
+            cpu: Batches::new(&[1, 32, 512], &[512]),
+            gpu: Batches::new(&[1, 32], &[1024, 8192]),
         },
         Workload {
             name: "transformer_guide",
@@ -83,8 +100,8 @@ pub fn all() -> Vec<Workload> {
                 use_flash_attention: true,
             }),
             features: 768,
-            cpu_batches: &[1],
-            cpu_throughput_batch: 4,
+            cpu: Batches::new(&[1], &[4]),
+            gpu: Batches::new(&[1], &[16, 128]),
         },
     ]
 }
@@ -106,8 +123,7 @@ fn lstm(
     (time, features): (usize, usize),
     hidden_size: usize,
     num_layers: usize,
-    cpu_batches: &'static [usize],
-    cpu_throughput_batch: usize,
+    (cpu, gpu): (&'static [usize], &'static [usize]),
 ) -> Workload {
     let config = LSTMConfig {
         input_length: time,
@@ -119,15 +135,11 @@ fn lstm(
         bidirectional: false,
     };
     let network = Network::Lstm(config);
-    Workload { name, network, features, cpu_batches, cpu_throughput_batch }
+    let (cpu, gpu) = (Batches::new(&[1], cpu), Batches::new(&[1], gpu));
+    Workload { name, network, features, cpu, gpu }
 }
 
-fn guide_lstm(
-    name: &'static str,
-    hidden_size: usize,
-    cpu_batches: &'static [usize],
-    cpu_throughput_batch: usize,
-) -> Workload {
+fn guide_lstm(name: &'static str, hidden_size: usize, cpu: Batches) -> Workload {
     let config = LSTMConfig {
         input_length: 100,
         output_length: 10,
@@ -138,7 +150,8 @@ fn guide_lstm(
         bidirectional: true,
     };
     let network = Network::Lstm(config);
-    Workload { name, network, features: 10, cpu_batches, cpu_throughput_batch }
+    let gpu = Batches::new(&[1, 32], &[4096]);
+    Workload { name, network, features: 10, cpu, gpu }
 }
 
 impl Workload {

@@ -20,7 +20,8 @@ fn history() -> Frame {
 }
 
 fn forecaster(name: &str, precision: Precision, threads: Option<usize>) -> Forecaster {
-    let open = device::open(DeviceChoice::Cpu, &DeviceOptions { threads }).unwrap();
+    let open =
+        device::open(DeviceChoice::Cpu, &DeviceOptions { threads, ..Default::default() }).unwrap();
     let options = ForecasterOptions { precision, ..ForecasterOptions::default() };
     Forecaster::new(shipped::named(name).unwrap(), &open, options).unwrap()
 }

@@ -221,3 +221,76 @@ fn the_async_form_gives_the_same() {
     // A dropped future did nothing.
     drop(model.predict(&x));
 }
+
+/// The first NVIDIA GPU; where there is none the caller's test says so and ends, unless
+/// `NF_REQUIRE` names `cuda`.
+#[cfg(feature = "cuda")]
+fn cuda() -> Option<neural_forecast::device::OpenDevice> {
+    use neural_forecast::device::{DeviceChoice, DeviceOptions, open};
+    match open(DeviceChoice::Cuda(0), &DeviceOptions::default()) {
+        Ok(opened) => Some(opened),
+        Err(error) => {
+            let required = std::env::var("NF_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|name| name == "cuda"), "required: {error}");
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn models_on_cuda_equal_pytorch() {
+    let Some(opened) = cuda() else { return };
+    let (x, y) = windows("guide_lstm.json");
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let model = model.with_weights(data("guide_lstm.safetensors")).unwrap();
+    let model = model.with_device(opened.clone());
+    let (output, info) = model.predict_with_info(&x).unwrap();
+    assert_close(&output, &y);
+    assert_eq!(info.device, "cuda:0");
+    assert!(info.fallback.is_none() && !info.kernels.is_empty(), "{info:?}");
+    let (x, y) = windows("guide_transformer.json");
+    for use_flash_attention in [true, false] {
+        let config = TransformerConfig { use_flash_attention, ..guide_transformer() };
+        let model = TransformerModel::new_from_config(config).unwrap();
+        let model = model.with_weights(data("guide_transformer.safetensors")).unwrap();
+        let model = model.with_device(opened.clone());
+        assert_close(&model.predict_blocking(&x).unwrap(), &y);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_batch_on_cuda_has_the_bits_of_its_rows() {
+    let Some(opened) = cuda() else { return };
+    for precision in [neural_forecast::Precision::F32, neural_forecast::Precision::F16] {
+        let lstm = LSTMModel::new_from_config(guide_lstm()).unwrap().with_precision(precision);
+        assert_batch_invariant(&lstm.with_device(opened.clone()), 7);
+        let transformer = TransformerModel::new_from_config(guide_transformer()).unwrap();
+        let transformer = transformer.with_precision(precision);
+        assert_batch_invariant(&transformer.with_device(opened.clone()), 6);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn acceleration_is_enabled_or_refused_and_the_model_still_forecasts() {
+    let mut model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let before = model.predict_blocking(&sample(2, 7, 3)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    match runtime.block_on(model.enable_cuda_acceleration()) {
+        Ok(()) => {
+            let (after, info) = model.predict_with_info(&sample(2, 7, 3)).unwrap();
+            assert_eq!(info.device, "cuda:0");
+            for (a, b) in after.iter().zip(&before) {
+                assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} on CUDA, {b} before");
+            }
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+            assert!(error.to_string().contains("cuda:0"), "{error}");
+            assert_eq!(model.predict_blocking(&sample(2, 7, 3)).unwrap(), before);
+        }
+    }
+}

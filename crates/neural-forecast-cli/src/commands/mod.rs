@@ -37,7 +37,7 @@ fn count(value: u64) -> usize {
 }
 
 fn device_options(threads: Option<u64>) -> DeviceOptions {
-    DeviceOptions { threads: threads.map(count) }
+    DeviceOptions { threads: threads.map(count), ..DeviceOptions::default() }
 }
 
 fn open_device(args: &RunArgs) -> Result<OpenDevice> {

@@ -11,26 +11,29 @@ use crate::failure::{Failure, Outcome};
 use crate::input::Model;
 use crate::progress::Progress;
 use invented::Tables;
-use neural_forecast::device;
+use neural_forecast::Precision;
+use neural_forecast::device::{self, OpenDevice};
 use neural_forecast::forecaster::ForecastRequest;
 use neural_forecast::verify::{PrecisionError, verify};
+use neural_forecast::workloads;
 
 /// Measures and prints. A precision that gives something else than numbers is a failure.
 pub(super) fn run(args: &VerifyArgs) -> Outcome {
-    let model = Model::load(Some(&args.model))?;
     let device = device::open(args.device, &device_options(args.threads))?;
-    let tables = tables(args, &model)?;
-    let request = ForecastRequest {
-        future: tables.future.as_ref(),
-        statics: tables.statics.as_ref(),
-        ..ForecastRequest::default()
-    };
     let precisions = match args.precision.as_slice() {
         [] => device.device.capabilities().precisions.clone(),
         asked => asked.to_vec(),
     };
     let alive = Progress::spinner("verify");
-    let found = verify(&model.checkpoint, &device, &precisions, &tables.history, &request)?;
+    // A folder of that name is meant before a network of the tables is.
+    let workload = args.model.to_str().filter(|_| !args.model.exists());
+    let found = match workload.and_then(|name| workloads::named(name).ok()) {
+        Some(workload) => {
+            let windows = count(args.windows);
+            workloads::verify(&workload, &device, &precisions, windows, args.seconds)?
+        }
+        None => verify_model(args, &device, &precisions)?,
+    };
     drop(alive);
     if args.json {
         print_json(&found)?;
@@ -48,6 +51,21 @@ pub(super) fn run(args: &VerifyArgs) -> Outcome {
         ))),
         None => Ok(()),
     }
+}
+
+fn verify_model(
+    args: &VerifyArgs,
+    device: &OpenDevice,
+    precisions: &[Precision],
+) -> Result<Vec<PrecisionError>, Failure> {
+    let model = Model::load(Some(&args.model))?;
+    let tables = tables(args, &model)?;
+    let request = ForecastRequest {
+        future: tables.future.as_ref(),
+        statics: tables.statics.as_ref(),
+        ..ForecastRequest::default()
+    };
+    Ok(verify(&model.checkpoint, device, precisions, &tables.history, &request)?)
 }
 
 fn tables(args: &VerifyArgs, model: &Model) -> Result<Tables, Failure> {

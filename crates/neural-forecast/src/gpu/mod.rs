@@ -4,6 +4,10 @@
 //! Here whatever the features; only the devices themselves depend on them, and their modules arrive
 //! with their backends.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod cuda_kernels;
 pub mod performance_benchmarks;
 mod power;
 pub mod simd_fallback;

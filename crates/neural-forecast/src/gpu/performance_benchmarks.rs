@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use neural_forecast_runtime::device::KernelCount;
+use neural_forecast_runtime::device::{KernelCount, Precision};
 
 use super::power::EnergyMeter;
 use super::simd_fallback::SIMDMatrixOps;
@@ -70,8 +70,8 @@ pub struct PerformanceMetrics {
     pub throughput_per_sec: f64,
     /// Bytes of weights and buffers, for networks where it was asked for.
     pub memory_usage_bytes: Option<u64>,
-    /// Watts of all processor packages, other processes' share included; `None` where it was not
-    /// asked for or the host does not show it.
+    /// Watts of all processor packages, or of the GPU, other processes' share included; `None`
+    /// where it was not asked for or the host does not show it.
     pub power_watts: Option<f64>,
 }
 
@@ -110,6 +110,17 @@ pub struct BenchmarkResult {
 ///     let mut suite = GPUBenchmarkSuite::new(benchmark_config)?;
 /// #   let suite = &mut suite;
 ///
+///     // Initialize backends
+/// #   #[cfg(feature = "cuda")]
+/// #   let here = matches!(neural_forecast::gpu::cuda::check_cuda_availability(), Ok(true));
+/// #   #[cfg(feature = "cuda")]
+/// #   if !here { println!("skipped: with_cuda, no CUDA device"); }
+/// #   #[cfg(feature = "cuda")]
+/// #   if here {
+///     #[cfg(feature = "cuda")]
+///     suite.with_cuda()?;
+/// #   }
+///
 ///     // Run comprehensive benchmarks
 ///     let results = suite.run_full_benchmark().await?;
 ///
@@ -127,6 +138,8 @@ pub struct BenchmarkResult {
 #[derive(Debug)]
 pub struct GPUBenchmarkSuite {
     config: BenchmarkConfig,
+    /// Where networks run, and in which formats.
+    backends: Vec<(DeviceChoice, Vec<Precision>)>,
 }
 
 impl GPUBenchmarkSuite {
@@ -146,7 +159,22 @@ impl GPUBenchmarkSuite {
         for name in &config.workloads {
             workloads::named(name)?;
         }
-        Ok(GPUBenchmarkSuite { config })
+        let backends = vec![(DeviceChoice::Cpu, vec![Precision::F32])];
+        Ok(GPUBenchmarkSuite { config, backends })
+    }
+
+    /// Adds the first NVIDIA GPU: networks are measured on it too, in f32 and f16.
+    ///
+    /// # Errors
+    /// `Device`: no driver, no GPU, or one that cannot be used; the suite stays as it was.
+    #[cfg(feature = "cuda")]
+    pub fn with_cuda(&mut self) -> Result<&mut Self> {
+        let choice = DeviceChoice::Cuda(0);
+        crate::device::open(choice, &crate::device::DeviceOptions::default())?;
+        if !self.backends.iter().any(|(known, _)| *known == choice) {
+            self.backends.push((choice, vec![Precision::F32, Precision::F16]));
+        }
+        Ok(self)
     }
 
     /// As [`GPUBenchmarkSuite::run_blocking`] for callers in an async function; the work is done
@@ -170,7 +198,9 @@ impl GPUBenchmarkSuite {
         }
         results.push(self.elements(&ops, "relu", SIMDMatrixOps::relu_f32)?);
         results.push(self.elements(&ops, "gelu", SIMDMatrixOps::gelu_f32)?);
-        self.networks(&mut results)?;
+        for (device, precisions) in &self.backends {
+            self.networks(*device, precisions, &mut results)?;
+        }
         Ok(results)
     }
 
@@ -224,7 +254,12 @@ impl GPUBenchmarkSuite {
         Ok(BenchmarkResult { name: format!("cpu: {name}"), device: "cpu".into(), metrics, kernels })
     }
 
-    fn networks(&self, results: &mut Vec<BenchmarkResult>) -> Result<()> {
+    fn networks(
+        &self,
+        device: DeviceChoice,
+        precisions: &[Precision],
+        results: &mut Vec<BenchmarkResult>,
+    ) -> Result<()> {
         let config = &self.config;
         let names = match config.workloads.as_slice() {
             [] => workloads::all().iter().map(|w| w.name.to_string()).collect(),
@@ -235,7 +270,8 @@ impl GPUBenchmarkSuite {
                 let options = BenchOptions {
                     workloads: vec![name.clone()],
                     batches: vec![batch],
-                    device: DeviceChoice::Cpu,
+                    device,
+                    precisions: precisions.to_vec(),
                     modes: vec![Mode::FullWindow],
                     warm_up: config.warmup_iterations,
                     runs_max: config.benchmark_iterations,
@@ -243,20 +279,28 @@ impl GPUBenchmarkSuite {
                     error_windows_max: 0,
                     ..BenchOptions::default()
                 };
-                let (meter, start) = (self.meter(), Instant::now());
+                // A GPU has a counter of its own; the processor's says nothing of it.
+                let meter = if device == DeviceChoice::Cpu { self.meter() } else { None };
+                let start = Instant::now();
                 let rows = workloads::run(&options)?;
                 let power = watts(meter, start);
                 results.extend(rows.into_iter().map(|row| {
                     let bytes = row.resident_bytes + row.program_bytes;
                     let memory = config.measure_memory_usage.then_some(bytes);
                     let rows = row.batch as f64;
+                    let asked = config.measure_power_consumption;
+                    let power = row.power_watts.filter(|_| asked).or(power);
                     let metrics = metrics(&row.latency, row.flops as f64, rows, memory, power);
                     let kernels = match config.detailed_profiling {
                         true => row.info.kernels,
                         false => Vec::new(),
                     };
-                    let device = row.info.device;
-                    let name = format!("{device}: {}, batch {batch}", row.workload);
+                    let (device, precision) = (row.info.device, row.info.precision);
+                    let format = match precision {
+                        Precision::F32 => String::new(),
+                        other => format!(", {}", other.name()),
+                    };
+                    let name = format!("{device}: {}, batch {batch}{format}", row.workload);
                     BenchmarkResult { name, device, metrics, kernels }
                 }));
             }

@@ -114,6 +114,14 @@ impl<A: Architecture> Lazy<A> {
         self.reset()
     }
 
+    /// As [`Lazy::device`] of a model that is already somebody's.
+    #[cfg(feature = "cuda")]
+    pub(super) fn move_to(&mut self, device: OpenDevice) {
+        self.device = Some(device);
+        self.built = OnceLock::new();
+        self.last = Mutex::new(None);
+    }
+
     pub(super) fn features(mut self, features: usize) -> Result<Self> {
         self.architecture.check_features(features)?;
         if let Some(fixed) = self.features.filter(|&fixed| fixed != features) {
@@ -336,6 +344,19 @@ macro_rules! model {
             #[must_use]
             pub fn with_device(self, device: crate::device::OpenDevice) -> Self {
                 $model(self.0.device(device))
+            }
+
+            /// Moves the model to the first NVIDIA GPU; weights are uploaded by the next forecast.
+            ///
+            /// # Errors
+            /// `Device`: no driver, no GPU, or one that cannot be used; the model stays where it
+            /// was.
+            #[cfg(feature = "cuda")]
+            pub async fn enable_cuda_acceleration(&mut self) -> crate::error::Result<()> {
+                let choice = crate::device::DeviceChoice::Cuda(0);
+                let options = crate::device::DeviceOptions::default();
+                self.0.move_to(crate::device::open(choice, &options)?);
+                Ok(())
             }
 
             /// Takes weights from a safetensors file, under PyTorch's names, instead of drawing

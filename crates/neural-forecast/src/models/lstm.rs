@@ -49,6 +49,17 @@ use crate::error::Result;
 ///     let mut model = LSTMModel::new_from_config(config)?;
 /// #   let model = &mut model;
 ///
+///     // Enable GPU acceleration
+/// #   #[cfg(feature = "cuda")]
+/// #   let here = matches!(neural_forecast::gpu::cuda::check_cuda_availability(), Ok(true));
+/// #   #[cfg(feature = "cuda")]
+/// #   if !here { println!("skipped: enable_cuda_acceleration, no CUDA device"); }
+/// #   #[cfg(feature = "cuda")]
+/// #   if here {
+///     #[cfg(feature = "cuda")]
+///     model.enable_cuda_acceleration().await?;
+/// #   }
+///
 ///     // Create sample input data
 ///     let input_data = Array3::ones((32, 100, 10)); // batch_size=32, seq_len=100, features=10
 ///

@@ -8,7 +8,7 @@ use std::time::Instant;
 use neural_forecast_runtime::MemoryWeights;
 use neural_forecast_runtime::arena::{ArenaPlan, MemoryLine};
 use neural_forecast_runtime::device::{
-    Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Resident, Run,
+    Data, Device, DeviceKind, KernelClass, LoadOptions, Precision, Program, Request, Resident, Run,
 };
 use neural_forecast_runtime::plan::{Bucket, EntryKind, Plan};
 use neural_forecast_runtime::reference::{Tensor, load_weights, run_loaded, zero_states};
@@ -31,6 +31,9 @@ const ARENA_BYTES_MAX: usize = 4 << 30;
 const INPUT_SETS: usize = 8;
 const INPUT_BYTES_MAX: usize = 256 << 20;
 
+/// Runs whose device time is read.
+const DEVICE_CLOCK_RUNS: usize = 100;
+
 /// Measures everything that is asked for.
 ///
 /// # Errors
@@ -52,7 +55,7 @@ pub fn run_each(options: &BenchOptions, give: &mut dyn FnMut(BenchResult)) -> Re
         [] => all(),
         names => names.iter().map(|name| named(name)).collect::<Result<_>>()?,
     };
-    let device_options = DeviceOptions { threads: options.threads };
+    let device_options = DeviceOptions { threads: options.threads, ..DeviceOptions::default() };
     let opened = device::open(options.device, &device_options)?;
     for workload in &workloads {
         let plan = workload.plan(options.positions)?;
@@ -132,9 +135,13 @@ impl Bench<'_> {
         give: &mut dyn FnMut(BenchResult),
     ) -> Result<()> {
         for &mode in &self.options.modes {
+            let of_device = match self.device.capabilities().kind {
+                DeviceKind::Cuda | DeviceKind::Gpu => &self.workload.gpu,
+                DeviceKind::Cpu | DeviceKind::Test => &self.workload.cpu,
+            };
             let own = match mode {
-                Mode::FullWindow => self.workload.cpu_batches,
-                Mode::Throughput => std::slice::from_ref(&self.workload.cpu_throughput_batch),
+                Mode::FullWindow => of_device.full_window,
+                Mode::Throughput => of_device.throughput,
             };
             let batches = match self.options.batches.as_slice() {
                 [] => own.to_vec(),
@@ -159,7 +166,23 @@ impl Bench<'_> {
         let before = self.device.kernel_counts();
         caller.call().map_err(device_error)?;
         let kernels = launched(&before, &self.device.kernel_counts());
-        let latency = clock(&mut caller, self.options)?;
+        let capabilities = self.device.capabilities();
+        let energy = self.device.energy_joules();
+        let begun = Instant::now();
+        // Where host memory is the device's, the two ways are one.
+        let way = if capabilities.unified_memory { Way::EndToEnd } else { mode.way() };
+        let first = clock(&mut caller, self.options, way)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let power_watts = energy.zip(self.device.energy_joules()).map(|(a, b)| (b - a) / seconds);
+        let second = match capabilities.unified_memory {
+            true => None,
+            false => Some(clock(&mut caller, self.options, way.other())?),
+        };
+        let device_us = caller.device_us(self.options)?;
+        let (latency, device_resident, end_to_end) = match mode {
+            Mode::FullWindow => (first, second, None),
+            Mode::Throughput => (first, None, second),
+        };
         let output_std = caller.output_std().map_err(device_error)?;
         let program_bytes = bytes(&program.info().memory);
         let errors = self.errors(mode, reference)?;
@@ -169,7 +192,7 @@ impl Bench<'_> {
             Positions::All => whole,
         };
         let seconds = latency.p50_us / 1e6;
-        let capabilities = self.device.capabilities();
+        let rate = flops as f64 / seconds;
         Ok(BenchResult {
             workload: self.workload.name.to_string(),
             mode,
@@ -181,7 +204,12 @@ impl Bench<'_> {
             windows_per_second: batch as f64 / seconds,
             flops,
             flops_nominal: whole,
-            gflops_per_second: flops as f64 / seconds / 1e9,
+            gflops_per_second: rate / 1e9,
+            peak_fraction: capabilities.peak(self.info.precision).map(|peak| rate / peak),
+            power_watts,
+            device_resident,
+            end_to_end,
+            device_us,
             resident_bytes: bytes(&self.resident.memory()),
             program_bytes,
             output_std,
@@ -264,16 +292,27 @@ impl Reference<'_> {
             self.loaded = Some(load_weights(self.plan, self.weights).map_err(device_error)?);
         }
         let loaded = self.loaded.as_deref().unwrap_or_default();
-        // Far from the seeds of timed windows.
-        let window = self.workload.inputs(1, self.seed.wrapping_add(1 << 32) + number as u64);
-        let (time, features) = (self.workload.time(), self.workload.features);
-        let bucket = Bucket { batch: 1, length: time };
-        let inputs = [("x", Tensor::from_f32([1, time, features], &window))];
-        let mut states = zero_states(self.plan, 1);
-        let outputs = run_loaded(self.plan, EntryKind::Full, bucket, loaded, &inputs, &mut states)
-            .map_err(device_error)?;
-        Ok((window, outputs.into_iter().flat_map(|(_, tensor)| tensor.data).collect()))
+        reference_window(self.workload, self.plan, loaded, self.seed, number)
     }
+}
+
+/// A fresh window of a workload and its forecast in f64.
+pub(super) fn reference_window(
+    workload: &Workload,
+    plan: &Plan,
+    loaded: &[Tensor],
+    seed: u64,
+    number: usize,
+) -> Result<(Vec<f32>, Vec<f64>)> {
+    // Far from the seeds of timed windows.
+    let window = workload.inputs(1, seed.wrapping_add(1 << 32) + number as u64);
+    let (time, features) = (workload.time(), workload.features);
+    let bucket = Bucket { batch: 1, length: time };
+    let inputs = [("x", Tensor::from_f32([1, time, features], &window))];
+    let mut states = zero_states(plan, 1);
+    let outputs = run_loaded(plan, EntryKind::Full, bucket, loaded, &inputs, &mut states)
+        .map_err(device_error)?;
+    Ok((window, outputs.into_iter().flat_map(|(_, tensor)| tensor.data).collect()))
 }
 
 /// A program with windows to give it.
@@ -292,6 +331,27 @@ impl<'a> Caller<'a> {
         let sets = (0..sets).map(|set| workload.inputs(batch, seed + set)).collect();
         let output = vec![0.0; program.info().output_elements.first().map_or(0, |e| e.0)];
         Caller { program, batch, sets, next: 0, output }
+    }
+
+    /// A call whose windows and forecasts stay on the device: those of the last write.
+    fn run(&mut self) -> std::result::Result<(), neural_forecast_runtime::DeviceError> {
+        self.program.submit(&Run { rows: self.batch, slots: &[], cancel: None })?;
+        self.program.wait()
+    }
+
+    /// What the device's clock says of a run, at the median of some.
+    fn device_us(&mut self, options: &BenchOptions) -> Result<Option<f64>> {
+        let mut times = Vec::new();
+        let start = Instant::now();
+        for _ in 0..DEVICE_CLOCK_RUNS {
+            self.run().map_err(device_error)?;
+            let Some(time) = self.program.device_us() else { return Ok(None) };
+            times.push(time);
+            if start.elapsed().as_secs_f64() >= options.seconds {
+                break;
+            }
+        }
+        Ok(Latency::of(times).map(|latency| latency.p50_us))
     }
 
     /// Windows in host memory to forecasts in host memory.
@@ -321,19 +381,41 @@ impl<'a> Caller<'a> {
     }
 }
 
-fn clock(caller: &mut Caller<'_>, options: &BenchOptions) -> Result<Latency> {
+/// Between which places a call is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Host memory to host memory.
+    EndToEnd,
+    /// The device's memory to the device's memory.
+    Resident,
+}
+
+impl Way {
+    fn other(self) -> Way {
+        match self {
+            Way::EndToEnd => Way::Resident,
+            Way::Resident => Way::EndToEnd,
+        }
+    }
+}
+
+fn clock(caller: &mut Caller<'_>, options: &BenchOptions, way: Way) -> Result<Latency> {
+    let mut timed = || match way {
+        Way::EndToEnd => caller.call().map_err(device_error),
+        Way::Resident => caller.run().map_err(device_error),
+    };
     let start = Instant::now();
     for _ in 0..options.warm_up {
         if start.elapsed().as_secs_f64() >= options.seconds {
             break;
         }
-        caller.call().map_err(device_error)?;
+        timed()?;
     }
     let mut times = Vec::with_capacity(options.runs_max.min(1 << 20));
     let start = Instant::now();
     loop {
         let call = Instant::now();
-        caller.call().map_err(device_error)?;
+        timed()?;
         times.push(call.elapsed().as_secs_f64() * 1e6);
         if times.len() >= options.runs_max || start.elapsed().as_secs_f64() >= options.seconds {
             break;

@@ -7,6 +7,7 @@ use neural_forecast_runtime::device::{KernelClass, Precision};
 use serde::Serialize;
 
 use super::Positions;
+use super::measure::Way;
 use crate::device::DeviceChoice;
 use crate::error::Error;
 
@@ -15,10 +16,12 @@ use crate::error::Error;
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Windows in host memory to forecasts in host memory, one call, nothing reused; kernels of the
-    /// latency class.
+    /// latency class. The same call with windows and forecasts that stay on the device is reported
+    /// beside it where the device has memory of its own.
     FullWindow,
-    /// The same call with a large batch and kernels of the throughput class. On a CPU host memory
-    /// is the device's, so this is both the device-resident and the end-to-end rate.
+    /// A large batch and kernels of the throughput class, windows and forecasts on the device. The
+    /// call from host memory to host memory is reported beside it where the device has memory of
+    /// its own; on a CPU the two are one.
     Throughput,
 }
 
@@ -28,6 +31,14 @@ impl Mode {
         match self {
             Mode::FullWindow => "full-window",
             Mode::Throughput => "throughput",
+        }
+    }
+
+    /// What is timed first; the other is reported beside it.
+    pub(super) fn way(self) -> Way {
+        match self {
+            Mode::FullWindow => Way::EndToEnd,
+            Mode::Throughput => Way::Resident,
         }
     }
 

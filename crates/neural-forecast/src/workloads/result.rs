@@ -75,6 +75,14 @@ pub struct BenchResult {
     /// Time of a call.
     #[serde(flatten)]
     pub latency: Latency,
+    /// The same call with windows and forecasts that stay on the device, for the full-window mode
+    /// on a device with memory of its own.
+    pub device_resident: Option<Latency>,
+    /// The same call from host memory (f32) to host memory (f32), for the throughput mode on a
+    /// device with memory of its own.
+    pub end_to_end: Option<Latency>,
+    /// What the device's own clock says of one run's kernels at the median, where it has one.
+    pub device_us: Option<f64>,
     /// Windows a second at the median.
     pub windows_per_second: f64,
     /// Floating-point operations of the products of a call, as executed.
@@ -83,6 +91,10 @@ pub struct BenchResult {
     pub flops_nominal: u64,
     /// `flops` a second at the median, in 10⁹.
     pub gflops_per_second: f64,
+    /// `flops` a second over the device's peak at this precision, where that is known.
+    pub peak_fraction: Option<f64>,
+    /// Mean power of the device while calls were timed, in watts, where it has a counter.
+    pub power_watts: Option<f64>,
     /// Bytes of packed weights and states.
     pub resident_bytes: u64,
     /// Bytes of the program: its arena and what its kernels need beside it.
