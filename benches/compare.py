@@ -2,6 +2,7 @@
 """Runs the workloads beside their peers on this machine and prints a table of ratios.
 
   compare.py --peers PEERS.PY --binary NEURAL-FORECAST [--rounds 5] [--workload lstm_a] [--precision f32]
+  compare.py --device cuda --peers PEERS.PY --binary NEURAL-FORECAST --precision f16 [--seconds 0.3]
 
 Peers and ours alternate, workload by workload, so that a machine that slows down slows both.
 A row of the table is the median over the rounds of ours / best peer of the same round, where the best
@@ -9,6 +10,11 @@ peer is the fastest that ran in that precision; the figures beside it are the me
 microseconds. PEERS.PY prints one JSON object a line; BINARY is the command-line tool, asked for
 `bench --json`. Every round is kept in --log, one JSON object a line, so that a table can be made anew
 with --from-log.
+
+On a GPU every row has two figures and two ratios: windows and forecasts on the device (as the peers'
+mode `device`), and from host memory to host memory (their `end-to-end`). Full windows run the latency
+class, large batches the throughput class. Ours in f32 and in tf32 stand beside the peers' tf32, which
+is all that they offer by that name.
 
 A claim needs every peer: the table's head says which ran, in which version, and a row says which peer
 was the best. Below 1 is faster than the best peer.
@@ -46,6 +52,79 @@ def call(command, log, side, number):
         sys.exit(f"{' '.join(command)}: exit status {done.returncode}")
     for row in lines(done.stdout):
         log.append(dict(row, side=side, round=number))
+
+
+# What a row of `torch.compile` is valid for: it is slow to start, so it is measured once.
+EVERY_ROUND = -1
+
+
+def measure_gpu(args):
+    """Rounds of peers and ours on one NVIDIA GPU; within a round all peers, then all of ours."""
+    log = []
+    peers = [args.python, args.peers, "--device", "cuda"]
+    chosen = sum((["--workload", name] for name in args.workload), [])
+    for name in args.compile:
+        call(peers + ["--workload", name, "--compile"], log, "peers", EVERY_ROUND)
+    for number in range(args.rounds):
+        call(peers + (chosen if args.workload != WORKLOADS else []), log, "peers", number)
+        for name in ["all"] if args.workload == WORKLOADS else args.workload:
+            for precision in args.precision:
+                for mode in ("full-window", "throughput"):
+                    ours = [args.binary, "bench", "--json", "--device", "cuda", "--precision", precision]
+                    ours += ["--workload", name, "--mode", mode, "--error-windows", "0"]
+                    ours += ["--seconds", str(args.seconds)]
+                    call(ours, log, "ours", number)
+    return log
+
+
+def gpu_table(log):
+    """The text of a GPU's part of RESULTS.md."""
+    versions = next((row["versions"] for row in log if "versions" in row), {})
+    rows = [row for row in log if row["side"] == "ours" and "p50_us" in row]
+    peers = [row for row in log if row["side"] == "peers" and "p50_us" in row]
+    rounds = 1 + max((row["round"] for row in log), default=-1)
+    names = sorted({row["peer"] for row in peers})
+    out = []
+    if rows:
+        facts = ", ".join(f"{k} {v}" for k, v in dict(rows[0].get("device_features", [])).items())
+        out.append(f"Ours: neural-forecast {rows[0]['version']} on {rows[0]['device_name']} ({facts}).")
+    out.append(f"Peers: {', '.join(names)} of {versions}; {rounds} alternating rounds.")
+    missing = {"torch-eager", "torch-cuda-graph"} - set(names)
+    if missing:
+        out.append(f"**Missing peers: {', '.join(sorted(missing))}: no row below is a claim.**")
+    compiled = sorted({row["workload"] for row in peers if row["peer"] == "torch-compile"})
+    out.append(f"torch.compile (max-autotune) was measured once, on: {', '.join(compiled) or 'nothing'}.")
+    out.append("Medians of p50 in µs; a ratio is the median over rounds of ours / best peer.")
+    out.append("")
+    out.append("| workload | batch | format | on device | p99 | best peer | ratio | end to end | p99 | p99.9 | max | best peer | ratio | % peak | W | kernels |")
+    out.append("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    median = lambda values: statistics.median(values) if values else float("nan")
+    for key in dict.fromkeys((r["workload"], r["batch"], r["precision"]) for r in rows):
+        mine = [r for r in rows if (r["workload"], r["batch"], r["precision"]) == key]
+        theirs = {"f32": "tf32"}.get(key[2], key[2])
+
+        def against(mode, figure):
+            pairs = []
+            for row in mine:
+                same = [p for p in peers if p["workload"] == key[0] and p["batch"] == key[1]
+                        and p["precision"] == theirs and p["mode"] == mode
+                        and p["round"] in (row["round"], EVERY_ROUND)]
+                if same:
+                    pairs.append((figure(row)["p50_us"], min(p["p50_us"] for p in same)))
+            return f"{median([p for _, p in pairs]):,.1f}", f"{median([a / b for a, b in pairs]):.2f}"
+
+        device = lambda row: row.get("device_resident") or row
+        host = lambda row: row.get("end_to_end") or row
+        of = lambda where, what: f"{median([where(r)[what] for r in mine]):,.1f}"
+        watts = [r["power_watts"] for r in mine if r.get("power_watts")]
+        peak = [r["peak_fraction"] * 100 for r in mine if r.get("peak_fraction")]
+        kernels = ", ".join(f"{k}×{n}" for k, n in mine[0].get("kernels", {}).items())
+        cells = [*key, of(device, "p50_us"), of(device, "p99_us"), *against("device", device),
+                 of(host, "p50_us"), of(host, "p99_us"), of(host, "p999_us"), of(host, "max_us"),
+                 *against("end-to-end", host),
+                 f"{median(peak):.1f}", f"{median(watts):.0f}", kernels]
+        out.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(out)
 
 
 def measure(args):
@@ -123,6 +202,10 @@ def main():
     p.add_argument("--peers", help="the script that runs the peers")
     p.add_argument("--binary", help="the command-line tool")
     p.add_argument("--python", default=sys.executable, help="interpreter that has the peers installed")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--compile", action="append", default=[], metavar="WORKLOAD",
+                   help="with cuda: measure torch.compile on this workload too, once")
+    p.add_argument("--seconds", type=float, default=2.0, help="with cuda: how long each row of ours is timed")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int)
     p.add_argument("--workload", action="append", default=[])
@@ -137,13 +220,13 @@ def main():
         with open(args.from_log) as file:
             log = lines(file.read())
     elif args.peers and args.binary:
-        log = measure(args)
+        log = measure_gpu(args) if args.device == "cuda" else measure(args)
         if args.log:
             with open(args.log, "w") as file:
                 file.writelines(json.dumps(row) + "\n" for row in log)
     else:
         p.error("--peers and --binary, or --from-log")
-    print(table(log))
+    print(gpu_table(log) if args.device == "cuda" else table(log))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ fn all(c: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
     group.sample_size(10);
     for workload in workloads::all() {
-        for &batch in workload.cpu_batches.iter().filter(|&&b| workload.flops_last(b) < FLOPS_MAX) {
+        for &batch in
+            workload.cpu.full_window.iter().filter(|&&b| workload.flops_last(b) < FLOPS_MAX)
+        {
             let mut program = compile(&*opened.device, &workload, batch)
                 .unwrap_or_else(|error| panic!("{}: {error}", workload.name));
             let input = workload.inputs(batch, 1);
