@@ -8,6 +8,7 @@ use neural_forecast_runtime::ops::{Op, Reshape};
 use neural_forecast_runtime::plan::{
     Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, ValueId,
 };
+use neural_forecast_runtime::testing::device_or_skip;
 use neural_forecast_runtime::{DeviceError, MemoryWeights};
 
 use crate::device::{CudaDevice, CudaOptions};
@@ -18,16 +19,7 @@ use crate::surround::{self, Announcement, Region};
 
 /// The first GPU, unless there is none and nobody insists.
 pub(crate) fn device(options: CudaOptions) -> Option<CudaDevice> {
-    match CudaDevice::open(0, options) {
-        Ok(device) => Some(device),
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
-    }
+    device_or_skip("cuda", CudaDevice::open(0, options))
 }
 
 /// `y = x`, `[B, width]`.

@@ -6,20 +6,11 @@
 
 use neural_forecast_cuda::{CudaDevice, CudaOptions};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
-use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
+use neural_forecast_runtime::testing::{Case, cases, conform_all, device_or_skip};
 
 /// The first GPU, unless there is none and nobody insists.
 fn device() -> Option<CudaDevice> {
-    match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => Some(device),
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
-    }
+    device_or_skip("cuda", CudaDevice::open(0, CudaOptions::default()))
 }
 
 /// The cases that were asked for.
@@ -47,12 +38,7 @@ fn widened(precision: Precision) -> f64 {
 
 fn check(device: &CudaDevice, precision: Precision, cases: &[Case]) {
     let more = widened(precision);
-    let widen = |case: &Case| {
-        let Tolerance { absolute, relative } = case.tolerance;
-        let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-        Case { tolerance, ..case.clone() }
-    };
-    let cases: Vec<Case> = cases.iter().map(widen).collect();
+    let cases: Vec<Case> = cases.iter().map(|case| case.widened(more)).collect();
     let mut failures = Vec::new();
     for (fuse, lower) in [(true, false), (false, true)] {
         let options = LoadOptions { precision, fuse, lower, ..LoadOptions::default() };

@@ -10,7 +10,7 @@ use neural_forecast_runtime::ops::{
     Product, Stack, Sublayer, SublayerKind,
 };
 use neural_forecast_runtime::plan::{Bucket, Dim};
-use neural_forecast_runtime::testing::{Case, CaseBuilder, Tolerance, conform_all};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
 
 fn product(c: &mut CaseBuilder, outputs: usize, inputs: usize) -> Product {
     Product { weight: c.weight(&[outputs, inputs]), bias: Some(c.bias(outputs)) }
@@ -107,13 +107,8 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn stacks_on_tensor_cores() {
-    let device = match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => device,
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => return println!("skipped: {error}"),
-    };
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
     let mut failures = Vec::new();
     for (precision, more) in [
         (Precision::F32, 0.0),
@@ -121,12 +116,7 @@ fn stacks_on_tensor_cores() {
         (Precision::Bf16, 0.04),
         (Precision::Int8, 0.06),
     ] {
-        let widen = |case: Case| {
-            let Tolerance { absolute, relative } = case.tolerance;
-            let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-            Case { tolerance, ..case }
-        };
-        let cases: Vec<Case> = cases().into_iter().map(widen).collect();
+        let cases: Vec<Case> = cases().iter().map(|case| case.widened(more)).collect();
         let options = LoadOptions { precision, ..LoadOptions::default() };
         let (ran, failed) = conform_all(&device, &cases, &options);
         println!("{}: {ran} of {} ran, {} failed", precision.name(), cases.len(), failed.len());

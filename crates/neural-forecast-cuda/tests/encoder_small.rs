@@ -8,7 +8,7 @@ use neural_forecast_runtime::ops::{
     Op, Product, Reshape, Stack, Sublayer, SublayerKind,
 };
 use neural_forecast_runtime::plan::{Bucket, Dim};
-use neural_forecast_runtime::testing::{Case, CaseBuilder, Tolerance, conform_all};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
 
 /// A stack's sizes.
 #[derive(Clone, Copy)]
@@ -174,22 +174,10 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn one_launch_is_what_the_reference_computes() {
-    let device = match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => device,
-        Err(error) => {
-            let wanted = std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda"));
-            assert!(!wanted, "NF_REQUIRE=cuda: {error}");
-            println!("skipped: {error}");
-            return;
-        }
-    };
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
     for (precision, more) in [(Precision::F16, 0.01), (Precision::Bf16, 0.08)] {
-        let widen = |mut case: Case| {
-            let Tolerance { absolute, relative } = case.tolerance;
-            case.tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-            case
-        };
-        let cases: Vec<Case> = cases().into_iter().map(widen).collect();
+        let cases: Vec<Case> = cases().iter().map(|case| case.widened(more)).collect();
         let options = LoadOptions { precision, ..LoadOptions::default() };
         let (ran, failed) = conform_all(&device, &cases, &options);
         println!("{}: {ran} of {}, {} failed", precision.name(), cases.len(), failed.len());

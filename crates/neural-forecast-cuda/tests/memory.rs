@@ -10,6 +10,7 @@ use neural_forecast_runtime::device::{
 };
 use neural_forecast_runtime::ops::{Linear, Reshape};
 use neural_forecast_runtime::plan::{Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder};
+use neural_forecast_runtime::testing::device_or_skip;
 
 /// Counts what is asked of the host's allocator.
 struct Counting;
@@ -39,16 +40,7 @@ const RUNS: usize = 10_000;
 
 /// The first GPU, unless there is none and nobody insists.
 fn device() -> Option<CudaDevice> {
-    match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => Some(device),
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
-    }
+    device_or_skip("cuda", CudaDevice::open(0, CudaOptions::default()))
 }
 
 /// A product and a reshape.

@@ -8,20 +8,11 @@ use neural_forecast_cuda::{CudaDevice, CudaOptions};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::ops::{Activation, Linear};
 use neural_forecast_runtime::plan::{Bucket, Dim};
-use neural_forecast_runtime::testing::{Case, CaseBuilder, Tolerance, conform_all};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
 
 /// The first GPU, unless there is none and nobody insists.
 fn device() -> Option<CudaDevice> {
-    match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => Some(device),
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
-    }
+    device_or_skip("cuda", CudaDevice::open(0, CudaOptions::default()))
 }
 
 /// A product of `batch · length` rows.
@@ -72,12 +63,7 @@ fn sixteen_bit_products_in_tiles() {
     // What rounding weights and inputs to 11 and 8 bits leaves of sums of magnitude about 1.
     for (precision, more) in [(Precision::F16, 1e-3), (Precision::Bf16, 8e-3)] {
         let options = LoadOptions { fuse: false, precision, ..LoadOptions::default() };
-        let widen = |case: &Case| {
-            let Tolerance { absolute, relative } = case.tolerance;
-            let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-            Case { tolerance, ..case.clone() }
-        };
-        let cases: Vec<Case> = cases.iter().map(widen).collect();
+        let cases: Vec<Case> = cases.iter().map(|case| case.widened(more)).collect();
         let (ran, failures) = conform_all(&device, &cases, &options);
         assert!(failures.is_empty(), "{}: {}", precision.name(), failures.join("\n"));
         assert_eq!(ran, cases.len(), "{}: cases were not run", precision.name());

@@ -8,26 +8,16 @@ use neural_forecast_cuda::{CudaDevice, CudaOptions};
 use neural_forecast_runtime::device::{LoadOptions, Precision};
 use neural_forecast_runtime::ops::{Cell, Initial, Keep, RnnStack, RnnStates, RnnWeights};
 use neural_forecast_runtime::plan::{Bucket, Dim, StateKind};
-use neural_forecast_runtime::testing::{Case, CaseBuilder, Tolerance, conform_all};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
 
 /// Compares in f32, f16 and bf16; `more` is what f16 may add to the tolerances, bf16 eight times.
 fn check(cases: &[Case], more: f64) {
-    let device = match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => device,
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => return println!("skipped: {error}"),
-    };
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
     for (precision, more) in
         [(Precision::F32, 0.0), (Precision::F16, more), (Precision::Bf16, 8.0 * more)]
     {
-        let widen = |case: &Case| {
-            let Tolerance { absolute, relative } = case.tolerance;
-            let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-            Case { tolerance, ..case.clone() }
-        };
-        let cases: Vec<Case> = cases.iter().map(widen).collect();
+        let cases: Vec<Case> = cases.iter().map(|case| case.widened(more)).collect();
         let options = LoadOptions { precision, ..LoadOptions::default() };
         let (ran, failures) = conform_all(&device, &cases, &options);
         let name = precision.name();

@@ -16,20 +16,11 @@ use neural_forecast_runtime::ops::{
 use neural_forecast_runtime::plan::{
     Bucket, Context, DType, Dim, EntryKind, PlanBuilder, StateKind, ValueId,
 };
-use neural_forecast_runtime::testing::{Case, CaseBuilder, Random, conform_all};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, Random, conform_all, device_or_skip};
 
 /// The first GPU, unless there is none and nobody insists.
 fn device() -> Option<CudaDevice> {
-    match CudaDevice::open(0, CudaOptions::default()) {
-        Ok(device) => Some(device),
-        Err(error) if std::env::var("NF_REQUIRE").is_ok_and(|names| names.contains("cuda")) => {
-            panic!("NF_REQUIRE=cuda: {error}")
-        }
-        Err(error) => {
-            println!("skipped: {error}");
-            None
-        }
-    }
+    device_or_skip("cuda", CudaDevice::open(0, CudaOptions::default()))
 }
 
 fn check(cases: &[Case]) {

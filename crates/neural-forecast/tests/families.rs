@@ -6,7 +6,6 @@
 //! folder is beside the checkout.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "families/fixture.rs"]
 mod fixture;
 #[path = "families/plain_tirex.rs"]
 mod plain_tirex;

@@ -227,15 +227,8 @@ fn the_async_form_gives_the_same() {
 #[cfg(feature = "cuda")]
 fn cuda() -> Option<neural_forecast::device::OpenDevice> {
     use neural_forecast::device::{DeviceChoice, DeviceOptions, open};
-    match open(DeviceChoice::Cuda(0), &DeviceOptions::default()) {
-        Ok(opened) => Some(opened),
-        Err(error) => {
-            let required = std::env::var("NF_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "cuda"), "required: {error}");
-            println!("skipped: {error}");
-            None
-        }
-    }
+    let opened = open(DeviceChoice::Cuda(0), &DeviceOptions::default());
+    neural_forecast_runtime::testing::device_or_skip("cuda", opened)
 }
 
 #[cfg(feature = "cuda")]

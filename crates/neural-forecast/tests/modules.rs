@@ -6,8 +6,10 @@
 //! beside the checkout.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod fixture;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use neural_forecast::checkpoint::Checkpoint;
 use neural_forecast::models::{Decoding, Network};
@@ -15,56 +17,9 @@ use neural_forecast_runtime::plan::{Bucket, EntryKind};
 use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
 use serde_json::{Value, json};
 
-/// One file: a network's weights (`w.…`), its inputs (`in.…`) and outputs (`out.…`).
-struct Fixture {
-    name: String,
-    config: Value,
-    tensors: BTreeMap<String, Stored>,
-}
-
-struct Stored {
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
+use fixture::{Fixture, fixtures};
 
 impl Fixture {
-    fn read(path: &Path) -> Fixture {
-        let file = std::fs::read(path).unwrap();
-        let (size, rest) = file.split_at(8);
-        let size = u64::from_le_bytes(size.try_into().unwrap()) as usize;
-        let (header, data) = rest.split_at(size);
-        let header: BTreeMap<String, Value> = serde_json::from_slice(header).unwrap();
-        let config = header["__metadata__"]["config"].as_str().unwrap();
-        let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
-        let tensors = tensors.map(|(name, entry)| {
-            let numbers = |key: &str| -> Vec<usize> {
-                let list = entry[key].as_array().unwrap().iter();
-                list.map(|n| n.as_u64().unwrap() as usize).collect()
-            };
-            let range = numbers("data_offsets");
-            let stored = Stored {
-                dtype: entry["dtype"].as_str().unwrap().to_owned(),
-                shape: numbers("shape"),
-                bytes: data[range[0]..range[1]].to_vec(),
-            };
-            (name.clone(), stored)
-        });
-        Fixture {
-            name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
-            config: serde_json::from_str(config).unwrap(),
-            tensors: tensors.collect(),
-        }
-    }
-
-    fn tensor(&self, name: &str) -> Option<Tensor> {
-        let stored = self.tensors.get(name)?;
-        assert_eq!(stored.dtype, "F32", "{name}");
-        let chunks = stored.bytes.as_chunks::<4>().0.iter();
-        let data: Vec<f64> = chunks.map(|b| f64::from(f32::from_le_bytes(*b))).collect();
-        Some(Tensor::new(stored.shape.clone(), data))
-    }
-
     /// The file that neuralforecast would have saved, with these hyper-parameters on top.
     fn saved(&self, class: &str, changes: Value) -> Vec<u8> {
         let mut hyper = self.config.as_object().unwrap().clone();
@@ -136,31 +91,6 @@ fn check(name: &str, found: &[f64], expected: &[f64]) {
     }
 }
 
-/// All fixtures whose names begin so: the committed ones, which must exist, and the shared ones.
-fn fixtures(prefix: &str) -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let committed = found(&root.join("tests/fixtures/modules"), prefix);
-    assert!(!committed.is_empty(), "no committed fixture `{prefix}…`");
-    let shared = found(&root.join("../shared/fixtures/modules"), prefix);
-    if shared.is_empty() {
-        println!("skipped: no shared fixture `{prefix}…`");
-    }
-    committed.iter().chain(&shared).map(|path| Fixture::read(path)).collect()
-}
-
-fn found(folder: &Path, prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = paths
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            name.starts_with(prefix) && name.ends_with(".safetensors")
-        })
-        .collect();
-    paths.sort();
-    paths
-}
-
 fn check_all(prefix: &str, class: &str) {
     for fixture in fixtures(prefix) {
         if fixture.config.get("recurrent").is_some_and(|flag| flag == true) {
@@ -178,9 +108,10 @@ fn check_all(prefix: &str, class: &str) {
         ];
         let inputs: Vec<(&str, Tensor)> = inputs
             .into_iter()
-            .filter_map(|(name, stored)| Some((name, fixture.tensor(stored)?)))
+            .filter(|(_, stored)| fixture.holds(stored))
+            .map(|(name, stored)| (name, fixture.tensor(stored)))
             .collect();
-        let expected = fixture.tensor("out.y").unwrap();
+        let expected = fixture.tensor("out.y");
         let found = forecast(&network, &inputs);
         assert_eq!(found.shape, expected.shape, "{}", fixture.name);
         check(&fixture.name, &found.data, &expected.data);
@@ -190,8 +121,8 @@ fn check_all(prefix: &str, class: &str) {
 /// The module of a recurrent network returns the output after each of its last steps, given what
 /// came before it. Each is a one-step forecast from a shorter window.
 fn check_teacher_forced(fixture: &Fixture, class: &str) {
-    let y = fixture.tensor("in.insample_y").unwrap();
-    let expected = fixture.tensor("out.y").unwrap();
+    let y = fixture.tensor("in.insample_y");
+    let expected = fixture.tensor("out.y");
     let (rows, steps) = (y.shape[0], y.shape[1]);
     let (returned, outputs) = (expected.shape[1], expected.shape[2]);
     assert_eq!(outputs, 1, "{}", fixture.name);
@@ -256,7 +187,7 @@ fn unrolled_steps_follow_one_another() {
     // Forecasts of a shorter horizon are the beginning of those of a longer one, and each is what
     // a window that ends with the ones before it gives.
     let fixture = fixtures("nf_rnn_recurrent").remove(0);
-    let y = fixture.tensor("in.insample_y").unwrap();
+    let y = fixture.tensor("in.insample_y");
     let (rows, steps) = (y.shape[0], y.shape[1]);
     let short = fixture.network("RNN", json!({"input_size": steps - 1, "h": 2}));
     let long = fixture.network("RNN", json!({"input_size": steps - 1, "h": 5}));

@@ -6,11 +6,11 @@
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::KernelClass;
-use neural_forecast_runtime::ops::{Activation, Linear, LinearAxis, Op, Product, Reshape, Stack};
-use neural_forecast_runtime::plan::{Dim, Entry, ValueId};
+use neural_forecast_runtime::ops::{Linear, Op, Product, Stack};
+use neural_forecast_runtime::plan::{Entry, ValueId};
 
 use super::encoder_small::{Addresses, EncoderSmall, Ends};
-use super::whole::{HostPages, Whole};
+use super::whole::{self, HostPages, Whole};
 use super::{Build, Packer};
 
 /// A counter of blocks and a place for the sequence number.
@@ -49,36 +49,15 @@ fn recognised(entry: &Entry) -> Option<(ValueId, &Stack, Ends)> {
     };
     let joined = embedding.x == input.value && stack.x == first.outputs[0];
     let three = entry.value(input.value).shape.len() == 3;
-    if !joined || !three || !is_plain(embedding) || stack.mask.is_some() {
+    if !joined || !three || !whole::is_plain(embedding) || stack.mask.is_some() {
         return None;
     }
-    let mut value = second.outputs[0];
-    let width: &Dim = entry.value(value).shape.last()?;
-    let mut head = None;
-    for step in rest {
-        match &step.op {
-            Op::Linear(linear) if linear.x == value && head.is_none() => {
-                if entry.value(value).shape.last() != Some(width) || !is_plain(linear) {
-                    return None;
-                }
-                head = Some(linear);
-            }
-            Op::Reshape(Reshape { x, .. }) if *x == value => {}
-            _ => return None,
-        }
-        value = step.outputs[0];
-    }
+    let value = second.outputs[0];
+    let width = entry.value(value).shape.last()?;
+    let head = whole::head(entry, rest, value, width, output.value)?;
     let product = |linear: &Linear| Product { weight: linear.weight, bias: linear.bias };
-    let ends = Ends { embedding: product(embedding), head: product(head?) };
-    (value == output.value).then_some((input.value, stack, ends))
-}
-
-fn is_plain(linear: &Linear) -> bool {
-    linear.axis == LinearAxis::Features
-        && linear.activation == Activation::Identity
-        && linear.prologue.is_none()
-        && linear.gate.is_none()
-        && linear.residual.is_none()
+    let ends = Ends { embedding: product(embedding), head: product(head) };
+    Some((input.value, stack, ends))
 }
 
 impl Whole for WholeEncoder {

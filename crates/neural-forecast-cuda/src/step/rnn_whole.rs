@@ -5,13 +5,11 @@
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::KernelClass;
-use neural_forecast_runtime::ops::{
-    Activation, Initial, Keep, Linear, LinearAxis, Op, Reshape, RnnStack,
-};
+use neural_forecast_runtime::ops::{Initial, Keep, Linear, Op, RnnStack};
 use neural_forecast_runtime::plan::{Dim, Entry, ValueId};
 
 use super::rnn_latency::{Ends, Head, RnnLatency};
-use super::whole::{HostPages, Whole};
+use super::whole::{self, HostPages, Whole};
 use super::{Build, Packer};
 
 /// A stack and its head with their weights on the device.
@@ -56,31 +54,8 @@ fn recognised(entry: &Entry) -> Option<(&RnnStack, &[ValueId], &Linear)> {
         return None;
     }
     let width = Dim::from(stack.directions() * stack.width());
-    let mut value = first.outputs[0];
-    let mut head = None;
-    for step in rest {
-        match &step.op {
-            Op::Linear(linear) if linear.x == value && head.is_none() => {
-                let last = entry.value(value).shape.last();
-                if last != Some(&width) || !is_plain(linear) {
-                    return None;
-                }
-                head = Some(linear);
-            }
-            Op::Reshape(Reshape { x, .. }) if *x == value => {}
-            _ => return None,
-        }
-        value = step.outputs[0];
-    }
-    (value == output.value).then_some((stack, first.outputs.as_slice(), head?))
-}
-
-fn is_plain(linear: &Linear) -> bool {
-    linear.axis == LinearAxis::Features
-        && linear.activation == Activation::Identity
-        && linear.prologue.is_none()
-        && linear.gate.is_none()
-        && linear.residual.is_none()
+    let head = whole::head(entry, rest, first.outputs[0], &width, output.value)?;
+    Some((stack, first.outputs.as_slice(), head))
 }
 
 impl Whole for WholeRnn {

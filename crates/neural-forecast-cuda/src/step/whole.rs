@@ -7,7 +7,8 @@
 //! serves every bucket of that class.
 
 use neural_forecast_runtime::DeviceError;
-use neural_forecast_runtime::plan::Entry;
+use neural_forecast_runtime::ops::{Activation, Linear, LinearAxis, Op, Reshape};
+use neural_forecast_runtime::plan::{Dim, Entry, Step, ValueId};
 
 use super::encoder_whole::WholeEncoder;
 use super::rnn_whole::WholeRnn;
@@ -54,4 +55,39 @@ pub(crate) fn load(
         all.push(Box::new(encoder));
     }
     Ok(all)
+}
+
+/// A product over features with nothing but its bias around it.
+pub(super) fn is_plain(linear: &Linear) -> bool {
+    linear.axis == LinearAxis::Features
+        && linear.activation == Activation::Identity
+        && linear.prologue.is_none()
+        && linear.gate.is_none()
+        && linear.residual.is_none()
+}
+
+/// The one plain product of rows of `width` features that leads from `value` to `output`, where
+/// `steps` are that, reshapes around it, and no more.
+pub(super) fn head<'a>(
+    entry: &'a Entry,
+    steps: &'a [Step],
+    mut value: ValueId,
+    width: &Dim,
+    output: ValueId,
+) -> Option<&'a Linear> {
+    let mut head = None;
+    for step in steps {
+        match &step.op {
+            Op::Linear(linear) if linear.x == value && head.is_none() => {
+                if entry.value(value).shape.last() != Some(width) || !is_plain(linear) {
+                    return None;
+                }
+                head = Some(linear);
+            }
+            Op::Reshape(Reshape { x, .. }) if *x == value => {}
+            _ => return None,
+        }
+        value = step.outputs[0];
+    }
+    head.filter(|_| value == output)
 }

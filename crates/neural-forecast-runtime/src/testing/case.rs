@@ -84,6 +84,16 @@ pub struct Case {
     pub tolerance: Tolerance,
 }
 
+impl Case {
+    /// The same case with `more` added to both tolerances: what a coarser precision may add.
+    #[must_use]
+    pub fn widened(&self, more: f64) -> Case {
+        let Tolerance { absolute, relative } = self.tolerance;
+        let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
+        Case { tolerance, ..self.clone() }
+    }
+}
+
 /// Builds a [`Case`].
 #[derive(Debug)]
 pub struct CaseBuilder {

@@ -8,6 +8,7 @@ mod case;
 mod conform;
 mod ops;
 mod recurrent;
+mod require;
 mod scaling;
 mod sequence;
 
@@ -15,6 +16,7 @@ pub use case::{Case, CaseBuilder, Random, Tolerance};
 pub use conform::{compare, conform, conform_all};
 #[cfg(test)]
 pub(crate) use ops::ACTIVATIONS;
+pub use require::device_or_skip;
 
 /// Every case: each op with adversarial sizes (1, around a tile, prime), and stacks.
 pub fn cases() -> Vec<Case> {
