@@ -1,0 +1,192 @@
+//! Weights in the order in which tiles read them: packed once, when a model is loaded.
+//!
+//! Knows layouts, not products: who reads a panel and what follows is elsewhere.
+
+use crate::counters::Precision;
+use crate::isa::Isa;
+use crate::memory::Buffer;
+
+/// Weights in the order in which the tiles of one tier read them, with their bias.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Outputs.
+    pub(super) n: usize,
+    /// Terms.
+    pub(super) k: usize,
+    /// Outputs are this many interleaved groups of `n / groups`: a panel holds one vector of each.
+    pub(super) groups: usize,
+    pub(super) vectors: usize,
+    pub(super) lanes: usize,
+    pub(super) precision: Precision,
+    pub(super) panels: usize,
+    pub(super) panel_stride: usize,
+    data: Buffer,
+    bias: Option<Buffer>,
+}
+
+/// Rounds to bf16, ties to even; NaN stays NaN.
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) | 0x40;
+    }
+    (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+}
+
+impl Packed {
+    /// Packs `weights` `[n, k]` for a tier. With `groups` above 1 (at most 4), output `g · n/groups
+    /// + j` is group `g` of unit `j`, and one panel holds all groups of a vector of units.
+    pub fn new(
+        isa: Isa,
+        precision: Precision,
+        weights: &[f32],
+        (n, k): (usize, usize),
+        groups: usize,
+        bias: Option<&[f32]>,
+    ) -> Packed {
+        assert_eq!(weights.len(), n * k, "weights of a {n} x {k} product");
+        assert!((1..=4).contains(&groups) && n % groups == 0, "{n} outputs in {groups} groups");
+        let lanes = isa.lanes();
+        let vectors = match groups {
+            1 => match n.div_ceil(lanes) {
+                few @ 1..=3 => few,
+                _ => 2,
+            },
+            _ => groups,
+        };
+        let width = vectors * lanes;
+        let panels = (n / groups).div_ceil(width / groups);
+        let words = match precision {
+            Precision::F32 => k,
+            Precision::Bf16 => k.div_ceil(2),
+        };
+        let panel_stride = words * width;
+        let mut packed = Packed {
+            n,
+            k,
+            groups,
+            vectors,
+            lanes,
+            precision,
+            panels,
+            panel_stride,
+            data: Buffer::zeroed(panels * panel_stride),
+            bias: bias.map(|_| Buffer::zeroed(panels * width)),
+        };
+        for panel in 0..panels {
+            for column in 0..width {
+                if let Some(row) = packed.output(panel, column) {
+                    packed.pack_row(panel, column, &weights[row * k..(row + 1) * k]);
+                    if let (Some(to), Some(from)) = (&mut packed.bias, bias) {
+                        to.as_mut_slice()[panel * width + column] = from[row];
+                    }
+                }
+            }
+        }
+        packed
+    }
+
+    /// Packs `terms` `[k, n]`, the transpose of what [`Packed::new`] takes, without rounding: the
+    /// columns of a panel lie next to each other already.
+    pub fn from_terms(isa: Isa, terms: &[f32], (n, k): (usize, usize)) -> Packed {
+        assert_eq!(terms.len(), n * k, "terms of a {n} x {k} product");
+        let mut packed = Packed::new(isa, Precision::F32, &[], (n, 0), 1, None);
+        let width = packed.width();
+        packed.k = k;
+        packed.panel_stride = k * width;
+        packed.data = Buffer::zeroed(packed.panels * packed.panel_stride);
+        for (i, to) in packed.data.as_mut_slice().chunks_exact_mut(width).enumerate() {
+            let (panel, term) = (i / k, i % k);
+            let first = panel * width;
+            let columns = width.min(n - first);
+            to[..columns].copy_from_slice(&terms[term * n + first..][..columns]);
+        }
+        packed
+    }
+
+    /// The output that a column of a panel computes; `None` for padding.
+    fn output(&self, panel: usize, column: usize) -> Option<usize> {
+        if self.groups == 1 {
+            let row = panel * self.width() + column;
+            return (row < self.n).then_some(row);
+        }
+        let unit = panel * self.lanes + column % self.lanes;
+        let units = self.n / self.groups;
+        (unit < units).then(|| column / self.lanes * units + unit)
+    }
+
+    fn pack_row(&mut self, panel: usize, column: usize, row: &[f32]) {
+        let (width, start) = (self.width(), panel * self.panel_stride + column);
+        match self.precision {
+            Precision::F32 => {
+                for (k, &w) in row.iter().enumerate() {
+                    self.data.as_mut_slice()[start + k * width] = w;
+                }
+            }
+            Precision::Bf16 => {
+                for (k, pair) in row.chunks(2).enumerate() {
+                    let high = pair.get(1).map_or(0, |&w| bf16_bits(w));
+                    self.data.as_mut_words()[start + k * width] = bf16_bits(pair[0]) | high << 16;
+                }
+            }
+        }
+    }
+
+    /// Outputs.
+    pub fn outputs(&self) -> usize {
+        self.n
+    }
+
+    /// Terms.
+    pub fn terms(&self) -> usize {
+        self.k
+    }
+
+    /// Panels.
+    pub fn panels(&self) -> usize {
+        self.panels
+    }
+
+    /// Vectors of a panel.
+    pub fn vectors(&self) -> usize {
+        self.vectors
+    }
+
+    /// Columns of a panel, padding included.
+    pub fn width(&self) -> usize {
+        self.vectors * self.lanes
+    }
+
+    /// Columns of all panels, padding included.
+    pub fn padded_outputs(&self) -> usize {
+        self.panels * self.width()
+    }
+
+    /// How weights are kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Bytes of packed weights.
+    pub fn bytes(&self) -> usize {
+        4 * (self.data.len() + self.bias.as_ref().map_or(0, Buffer::len))
+    }
+
+    /// Panel `p` from term `k` (even where weights are pairs) on.
+    pub(crate) fn panel(&self, p: usize, k: usize) -> *const f32 {
+        let words = match self.precision {
+            Precision::F32 => k,
+            Precision::Bf16 => k / 2,
+        };
+        let offset = p * self.panel_stride + words * self.width();
+        debug_assert!(offset <= self.data.len());
+        // SAFETY: callers pass a panel and a term of this matrix.
+        unsafe { self.data.as_ptr().add(offset) }
+    }
+
+    /// Bias of panel `p`.
+    pub(crate) fn panel_bias(&self, p: usize) -> Option<*const f32> {
+        // SAFETY: callers pass a panel of this matrix.
+        self.bias.as_ref().map(|bias| unsafe { bias.as_ptr().add(p * self.width()) })
+    }
+}
