@@ -1,0 +1,221 @@
+//! One direction of one layer: the input products of a chunk of steps, then its steps.
+
+use super::Direction;
+use super::block::Block;
+use super::update::Update;
+use crate::gemm::{Gemm, Product, Scratch};
+use crate::memory::RowMap;
+use crate::team::Worker;
+use std::ops::Range;
+
+/// One direction of one layer for those rows.
+pub(super) struct Pass<'a> {
+    pub(super) block: &'a Block<'a>,
+    pub(super) weights: &'a Direction,
+    /// `layer · directions + direction`
+    pub(super) row: usize,
+    pub(super) backward: bool,
+    pub(super) steps: usize,
+    /// Input row of the first step of the first batch row, and its geometry.
+    pub(super) x: *const f32,
+    pub(super) x_width: usize,
+    /// Output of step 0 of the first batch row, with the steps that are written.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+    pub(super) y_sequence: usize,
+    pub(super) y_first: usize,
+    pub(super) memory: *mut f32,
+    /// The worker whose team splits the units; `None` for a pass of one worker.
+    pub(super) team: Option<Worker<'a>>,
+}
+
+impl Pass<'_> {
+    fn gates(&self) -> *mut f32 {
+        self.memory
+    }
+
+    /// `h` of even and odd steps, and the unprojected `h`.
+    unsafe fn hidden(&self, i: usize) -> *mut f32 {
+        let layout = self.block.schedule.layout;
+        // SAFETY: the direction's memory holds three of them after the gates.
+        unsafe { self.memory.add(layout.gates + i * layout.hidden) }
+    }
+
+    /// `c`, `n`, `m`.
+    unsafe fn state(&self, i: usize) -> *mut f32 {
+        let layout = self.block.schedule.layout;
+        // SAFETY: the direction's memory holds three of them at its end.
+        unsafe { self.memory.add(layout.gates + 3 * layout.hidden + i * layout.state) }
+    }
+
+    fn rows(&self) -> usize {
+        self.block.rows.len()
+    }
+
+    fn leads(&self) -> bool {
+        self.team.is_none_or(|worker| worker.index() == 0)
+    }
+
+    fn meet(&self) {
+        if let Some(worker) = self.team {
+            worker.barrier();
+        }
+    }
+
+    /// This worker's panels of the heads, which are numbered through.
+    fn panels(&self, head: usize, per_head: usize) -> Range<usize> {
+        let heads = self.weights.heads.len();
+        let all = self.team.map_or(0..heads * per_head, |w| w.share(heads * per_head));
+        let clip = |p: usize| p.clamp(head * per_head, (head + 1) * per_head) - head * per_head;
+        clip(all.start)..clip(all.end)
+    }
+
+    pub(super) unsafe fn run(&self, scratch: &mut Scratch) {
+        let s = self.block.schedule;
+        // SAFETY: as `Rnn::run`; meetings order what one worker writes and another reads.
+        unsafe {
+            if self.leads() {
+                self.enter();
+            }
+            self.meet();
+            let mut done = 0;
+            while done < self.steps {
+                let n = s.chunk.min(self.steps - done);
+                let first = if self.backward { s.steps - done - n } else { done };
+                self.inputs(first, n, scratch);
+                for i in 0..n {
+                    let t = if self.backward { first + n - 1 - i } else { first + i };
+                    self.step(t, t - first, n, done + i, scratch);
+                }
+                done += n;
+            }
+            if self.leads() {
+                self.leave();
+            }
+        }
+    }
+
+    /// Initial states into place.
+    unsafe fn enter(&self) {
+        let rnn = self.block.rnn;
+        for i in 0..rnn.cell.states() {
+            let width = if i == 0 { rnn.width } else { rnn.hidden };
+            // SAFETY: the states' memory holds `rows` of `width`; initial rows are the caller's.
+            unsafe {
+                let to = if i == 0 { self.hidden(0) } else { self.state(i - 1) };
+                for (r, b) in self.block.rows.clone().enumerate() {
+                    let to = to.add(r * width);
+                    match self.block.call.initial {
+                        Some(states) => {
+                            let from = states[i].row(b).add(self.row * width);
+                            std::ptr::copy_nonoverlapping(from, to, width);
+                        }
+                        None => std::ptr::write_bytes(to, 0, width),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Final states out; after the last step's meeting.
+    unsafe fn leave(&self) {
+        let rnn = self.block.rnn;
+        let Some(finals) = self.block.call.finals else { return };
+        for (i, state) in finals.iter().enumerate() {
+            let width = if i == 0 { rnn.width } else { rnn.hidden };
+            // SAFETY: as `enter`.
+            unsafe {
+                let from = if i == 0 { self.hidden(self.steps % 2) } else { self.state(i - 1) };
+                for (r, b) in self.block.rows.clone().enumerate() {
+                    let to = state.row(b).add(self.row * width);
+                    std::ptr::copy_nonoverlapping(from.add(r * width), to, width);
+                }
+            }
+        }
+    }
+
+    /// The input products of steps `first .. first + n`, into gates `[rows, n, padded]`. A worker
+    /// computes the gates of its own units, so nobody waits for them.
+    unsafe fn inputs(&self, first: usize, n: usize, scratch: &mut Scratch) {
+        let (rnn, s) = (self.block.rnn, self.block.schedule);
+        let padded = rnn.padded();
+        let mut offset = 0;
+        for (h, head) in self.weights.heads.iter().enumerate() {
+            // SAFETY: steps and columns exist; the gates hold a chunk of steps.
+            unsafe {
+                let x = self.x.add(first * self.x_width);
+                let x = if rnn.cell.heads() > 1 { x.add(h * head.w_ih.terms()) } else { x };
+                let product = Gemm {
+                    x_map: RowMap::sequences(n, self.x_width, s.steps * self.x_width),
+                    y_map: RowMap::dense(padded),
+                    padded: true,
+                    ..Gemm::new(x, self.rows() * n, &head.w_ih, self.gates().add(offset))
+                };
+                let panels = self.panels(h, head.w_ih.panels());
+                product.run_part(rnn.isa, 0..product.rows, panels, scratch);
+            }
+            offset += head.w_ih.padded_outputs();
+        }
+    }
+
+    /// Step `t`, which is step `at` of a chunk of `n`, and the `number`-th of this pass.
+    unsafe fn step(&self, t: usize, at: usize, n: usize, number: usize, scratch: &mut Scratch) {
+        let (rnn, rows) = (self.block.rnn, self.rows());
+        let padded = rnn.padded();
+        let kept = t >= self.y_first;
+        // SAFETY: all offsets are inside the direction's memory; `h` of this step and of the one
+        // before are different buffers.
+        unsafe {
+            let y = kept.then(|| self.y.add((t - self.y_first) * self.y_stride));
+            let (h, next) = (self.hidden(number % 2), self.hidden((number + 1) % 2));
+            let projection = self.weights.projection.as_ref();
+            let mut offset = 0;
+            for (i, head) in self.weights.heads.iter().enumerate() {
+                let units = head.w_hh.outputs() / rnn.cell.gates();
+                let unit = i * units;
+                let finish = Update {
+                    cell: rnn.cell,
+                    weights: &head.w_hh,
+                    units,
+                    gates: self.gates().add(at * padded + offset),
+                    gates_stride: n * padded,
+                    h: h.add(unit),
+                    h_stride: rnn.width,
+                    states: [0, 1, 2].map(|i| self.state(i).add(unit)),
+                    stride: rnn.hidden,
+                    next: projection.map_or(next, |_| self.hidden(2)).add(unit),
+                    y: if projection.is_none() { y.map(|y| y.add(unit)) } else { None },
+                    y_stride: self.y_sequence,
+                };
+                let product = Product {
+                    x: h.add(if rnn.cell.heads() > 1 { unit } else { 0 }),
+                    x_map: RowMap::dense(rnn.width),
+                    weights: &head.w_hh,
+                    rows: 0..rows,
+                    panels: self.panels(i, head.w_hh.panels()),
+                    backwards: number % 2 == 1,
+                    finish,
+                };
+                if !product.panels.is_empty() && rows > 0 {
+                    product.run(rnn.isa, scratch);
+                }
+                offset += head.w_hh.padded_outputs();
+            }
+            self.meet();
+            if let Some(projection) = projection {
+                let product = Gemm::new(self.hidden(2), rows, projection, next);
+                let all = 0..projection.panels();
+                let panels = self.team.map_or(all.clone(), |w| w.share(all.end));
+                product.run_part(rnn.isa, 0..rows, panels, scratch);
+                self.meet();
+                if let (Some(y), true) = (y, self.leads()) {
+                    for r in 0..rows {
+                        let from = next.add(r * rnn.width);
+                        let to = y.add(r * self.y_sequence);
+                        std::ptr::copy_nonoverlapping(from, to, rnn.width);
+                    }
+                }
+            }
+        }
+    }
+}

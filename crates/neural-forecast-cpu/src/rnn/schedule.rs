@@ -1,0 +1,101 @@
+//! How a team shares a run, and the memory between its steps: fixed when a stack is compiled for a
+//! batch, a number of steps and a team.
+
+use super::Rnn;
+use crate::memory::Buffer;
+
+/// Rows of a batch that go through all steps together. Hidden states and gates of that many rows
+/// stay in L2.
+const BLOCK_ROWS: usize = 48;
+/// Rows (of the batch, times steps) of one input product.
+const CHUNK_ROWS: usize = 256;
+/// Recurrent weights up to this size stay in L2 beside what else a step touches.
+const L2_WEIGHT_BYTES: usize = 1_500_000;
+
+/// How the team shares a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Each worker takes rows of the batch through everything.
+    Rows,
+    /// All workers take the same rows, and split directions or units.
+    Units,
+}
+
+/// A stack compiled for a batch, a number of steps and a team; owns the memory between steps.
+#[derive(Debug)]
+pub struct Schedule {
+    pub(super) batch: usize,
+    pub(super) steps: usize,
+    pub(super) keep: usize,
+    pub(super) mode: Mode,
+    pub(super) block: usize,
+    pub(super) chunk: usize,
+    pub(super) layout: Layout,
+    pub(super) memory: Buffer,
+    pub(super) workers: usize,
+}
+
+/// Offsets in a worker's (or the team's) memory, in floats.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layout {
+    /// Two sequences `[block, steps, directions · width]`.
+    pub(super) sequence: usize,
+    /// Per direction: gates `[block · chunk, padded]`, then states.
+    pub(super) direction: usize,
+    pub(super) gates: usize,
+    pub(super) hidden: usize,
+    pub(super) state: usize,
+    pub(super) bytes: usize,
+}
+
+fn line(n: usize) -> usize {
+    n.next_multiple_of(16)
+}
+
+impl Schedule {
+    /// Bytes of its memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.len() * 4
+    }
+}
+
+impl Rnn {
+    /// Whether a team had better split the rows of a batch than the units of the layers. With few
+    /// rows each it had better share weights: those that do not fit a core's cache would be read
+    /// once by each worker.
+    pub fn splits_rows(&self, batch: usize, workers: usize) -> bool {
+        let recurrent = self.layers.iter().flatten().flat_map(|d| &d.heads);
+        let weights = recurrent.map(|h| h.w_hh.bytes()).max().unwrap_or(0) * self.cell.heads();
+        let rows_each = if weights > L2_WEIGHT_BYTES { 24 } else { 6 };
+        workers == 1 || batch >= workers * rows_each
+    }
+
+    /// Plans runs of up to `batch` rows and exactly `steps` steps of which the last `keep` are
+    /// written, and allocates their memory.
+    pub fn schedule(&self, batch: usize, steps: usize, keep: usize, workers: usize) -> Schedule {
+        let by_rows = self.splits_rows(batch, workers);
+        let mode = if by_rows { Mode::Rows } else { Mode::Units };
+        let share = if by_rows { batch.div_ceil(workers) } else { batch };
+        let blocks = share.div_ceil(BLOCK_ROWS).max(1);
+        let block = share.div_ceil(blocks);
+        let chunk = (CHUNK_ROWS / block.max(1)).clamp(1, steps.max(1));
+        let sequences = match self.layers.len() {
+            0 | 1 => 0,
+            2 => 1,
+            _ => 2,
+        };
+        let directions = self.directions();
+        let mut layout = Layout {
+            sequence: line(block * steps * directions * self.width),
+            gates: line(block * chunk * self.padded()),
+            hidden: line(block * self.width.max(self.hidden)),
+            state: line(block * self.hidden),
+            ..Layout::default()
+        };
+        layout.direction = layout.gates + 3 * layout.hidden + 3 * layout.state;
+        layout.bytes = sequences * layout.sequence + directions * layout.direction;
+        let copies = if by_rows { workers } else { 1 };
+        let memory = Buffer::zeroed(copies * layout.bytes);
+        Schedule { batch, steps, keep, mode, block, chunk, layout, memory, workers }
+    }
+}
