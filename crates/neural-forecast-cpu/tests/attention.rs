@@ -134,6 +134,14 @@ fn long_contexts_match_the_plain_sum() {
         (2, 13, 1537, 2, 80, 33),
         (1, 1, 2000, 1, 800, 4),
         (3, 64, 64, 8, 16, 16),
+        (1, 512, 512, 1, 64, 64),
+        (2, 127, 127, 3, 8, 8),
+        (1, 128, 128, 1, 64, 8),
+        (1, 17, 129, 8, 13, 9),
+        (1, 31, 31, 2, 8, 17),
+        (1, 32, 257, 1, 16, 16),
+        (1, 1, 1, 1, 1, 1),
+        (2, 15, 16, 1, 3, 2),
     ];
     for isa in Isa::available() {
         for (n, &(batch, queries, keys, heads, head, head_v)) in shapes.iter().enumerate() {
@@ -156,6 +164,56 @@ fn long_contexts_match_the_plain_sum() {
                 }
                 for workers in [2, 3] {
                     assert!(case.run(isa, workers) == y, "{workers} workers, shape {n}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_to_attend_to_is_zero() {
+    for isa in Isa::available() {
+        let shape = Shape { batch: 2, queries: 5, keys: 0, heads: 3, head: 4, head_v: 7 };
+        let y = Case::new(3, shape, false, false).run(isa, 2);
+        assert!(y.len() == 2 * 5 * 3 * 7 && y.iter().all(|&y| y == 0.0), "{}", isa.name());
+        // All keys hidden, and causality that hides all keys from the first queries.
+        let shape = Shape { batch: 1, queries: 4, keys: 9, heads: 1, head: 4, head_v: 7 };
+        let mut case = Case::new(4, shape, false, true);
+        case.mask = Some(vec![0.0; 9]);
+        assert!(case.run(isa, 1).iter().all(|&y| y == 0.0), "{}", isa.name());
+        let shape = Shape { batch: 1, queries: 9, keys: 4, heads: 1, head: 4, head_v: 7 };
+        let y = Case::new(4, shape, true, false).run(isa, 1);
+        let (hidden, seen) = y.split_at(5 * 7);
+        assert!(hidden.iter().all(|&y| y == 0.0) && seen.iter().all(|&y| y != 0.0));
+        let shape = Shape { batch: 1, queries: 0, keys: 9, heads: 1, head: 4, head_v: 7 };
+        assert!(Case::new(4, shape, true, false).run(isa, 2).is_empty());
+    }
+}
+
+#[test]
+fn what_is_not_a_number_reaches_those_who_see_it() {
+    for isa in Isa::available() {
+        for (bad, in_values) in [(f32::NAN, true), (f32::INFINITY, true), (f32::NAN, false)] {
+            let shape = Shape { batch: 1, queries: 150, keys: 150, heads: 2, head: 16, head_v: 16 };
+            let clean = Case::new(8, shape, true, false);
+            let shape = Shape { batch: 1, queries: 150, keys: 150, heads: 2, head: 16, head_v: 16 };
+            let mut dirty = Case::new(8, shape, true, false);
+            // Number 3 of key 70 of the second head.
+            let at = (70 * 2 + 1) * 16 + 3;
+            if in_values {
+                dirty.v[at] = bad
+            } else {
+                dirty.k[at] = bad
+            }
+            let (y, expected) = (dirty.run(isa, 2), clean.run(isa, 1));
+            for (i, (found, clean)) in y.iter().zip(&expected).enumerate() {
+                let (query, head, d) = (i / 32, i / 16 % 2, i % 16);
+                let reached = query >= 70 && head == 1 && (!in_values || d == 3);
+                let tier = isa.name();
+                if reached {
+                    assert!(!found.is_finite(), "{tier} {bad}: [{query}, {head}, {d}] is {found}");
+                } else {
+                    assert!(found == clean, "{tier} {bad}: [{query}, {head}, {d}] is {found}");
                 }
             }
         }
