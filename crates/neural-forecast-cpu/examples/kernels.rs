@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{} | workers, precision, M x N x K, microseconds, GFLOP/s", isa.name());
     for workers in [1, 2].into_iter().filter(|w| wanted.is_none_or(|n| n == *w)) {
         let mut team = Team::new(workers)?;
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             for (m, n, k) in [
                 (1, 400, 100),
                 (1, 800, 200),
@@ -23,7 +23,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 (2, 400, 100),
                 (4, 400, 100),
                 (8, 400, 100),
+                (32, 400, 100),
                 (50, 400, 100),
+                (512, 400, 100),
+                (32, 4000, 1000),
                 (64, 256, 128),
                 (64, 128, 256),
                 (512, 768, 768),

@@ -1,5 +1,5 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name] [--bf16] [--threads N]`. Random weights; p50 and minimum of repeated runs,
+//! workloads [name] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of repeated runs,
 //! input in host memory to result in host memory.
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
@@ -213,8 +213,12 @@ fn measure(
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let precision =
-        if arguments.iter().any(|a| a == "--bf16") { Precision::Bf16 } else { Precision::F32 };
+    let asked = |flag: &str| arguments.iter().any(|a| a == flag);
+    let precision = match () {
+        () if asked("--bf16") => Precision::Bf16,
+        () if asked("--int8") => Precision::Int8,
+        () => Precision::F32,
+    };
     let threads = arguments.iter().position(|a| a == "--threads");
     let threads = threads.and_then(|i| arguments.get(i + 1)?.parse().ok());
     let device = CpuDevice::new(CpuOptions { threads, ..CpuOptions::default() })?;

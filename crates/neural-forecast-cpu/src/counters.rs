@@ -2,25 +2,33 @@
 //!
 //! Not a profiler: calls, not time.
 
-use crate::isa::Isa;
+use crate::isa::{Isa, TIERS};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How weights are kept.
+/// How weights are kept and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Precision {
     /// As given.
     F32,
-    /// Rounded to bf16 when packed, widened to `f32` when multiplied.
+    /// Weights rounded to bf16 when packed. From tier `avx512-bf16` on inputs are rounded too and
+    /// multiplied as they are (but with more than [`crate::dot::TERMS_MAX`] terms); below, weights
+    /// are widened to `f32` and inputs are not rounded: another kernel class with other bits.
     Bf16,
+    /// Weights as bytes with a scale an output, inputs as bytes with a scale a row, integer sums.
+    Int8,
 }
 
+/// All precisions.
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+
 impl Precision {
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or `int8`.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
         }
     }
 }
@@ -50,9 +58,11 @@ stems! {
     Series = "series",
 }
 
+const COLUMNS: usize = TIERS.len() * PRECISIONS.len();
+
 /// Calls by kernel: of a device, or of the process.
 #[derive(Debug)]
-pub struct Counters([[AtomicU64; 6]; STEMS.len()]);
+pub struct Counters([[AtomicU64; COLUMNS]; STEMS.len()]);
 
 static PROCESS: Counters = Counters::new();
 
@@ -65,22 +75,24 @@ impl Default for Counters {
 impl Counters {
     /// None yet.
     pub const fn new() -> Self {
-        Counters([const { [const { AtomicU64::new(0) }; 6] }; STEMS.len()])
+        Counters([const { [const { AtomicU64::new(0) }; COLUMNS] }; STEMS.len()])
     }
 
     /// Counts one call.
     #[inline]
     pub fn count(&self, stem: Stem, isa: Isa, precision: Precision) {
-        let tier = TIERS.iter().position(|tier| *tier == isa.name()).unwrap_or(0);
-        self.0[stem as usize][column(tier, precision)].fetch_add(1, Ordering::Relaxed);
+        let column = column(isa.tier(), precision);
+        self.0[stem as usize][column].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Calls by kernel name, for example `gemm-avx512-f32`; names without calls are left out.
+    /// Calls by kernel name, which is what it computes, the tier that serves, and the precision
+    /// (the part after the last dash), for example `gemm-avx512-f32` or `gemm-avx512-bf16-int8`;
+    /// names without calls are left out.
     pub fn snapshot(&self) -> BTreeMap<String, u64> {
         let mut calls = BTreeMap::new();
         for (row, (_, stem)) in STEMS.iter().enumerate() {
             for (tier, name) in TIERS.iter().enumerate() {
-                for precision in [Precision::F32, Precision::Bf16] {
+                for precision in PRECISIONS {
                     let n = self.0[row][column(tier, precision)].load(Ordering::Relaxed);
                     if n > 0 {
                         calls.insert(format!("{stem}-{name}-{}", precision.name()), n);
@@ -93,7 +105,7 @@ impl Counters {
 }
 
 fn column(tier: usize, precision: Precision) -> usize {
-    tier * 2 + usize::from(precision == Precision::Bf16)
+    tier * PRECISIONS.len() + precision as usize
 }
 
 /// Counts one call in the process's counters.
@@ -101,8 +113,6 @@ fn column(tier: usize, precision: Precision) -> usize {
 pub fn count(stem: Stem, isa: Isa, precision: Precision) {
     PROCESS.count(stem, isa, precision);
 }
-
-const TIERS: [&str; 3] = ["portable", "avx2", "avx512"];
 
 /// Calls of the process so far, whichever device made them.
 pub fn snapshot() -> BTreeMap<String, u64> {

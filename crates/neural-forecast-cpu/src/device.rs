@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct CpuOptions {
     /// Workers; by default as many as the process may use cores.
     pub threads: Option<usize>,
-    /// `portable`, `avx2` or `avx512`; by default what `NF_CPU_ISA` says, or the best there is.
+    /// One of [`crate::isa::TIERS`]; by default what `NF_CPU_ISA` says, or the best there is.
     pub isa: Option<String>,
     /// Operations below which a program runs on the calling thread alone; by default as many as a
     /// core does while a sleeping worker wakes.
@@ -99,7 +99,7 @@ impl CpuDevice {
             id: "cpu".into(),
             name: system("/proc/cpuinfo", "model name")
                 .unwrap_or_else(|| std::env::consts::ARCH.into()),
-            precisions: vec![Precision::F32, Precision::Bf16],
+            precisions: vec![Precision::F32, Precision::Bf16, Precision::Int8],
             memory_bytes: kilobytes.map_or(u64::MAX, |k| k.saturating_mul(1024)),
             bindings_max: usize::MAX,
             binding_bytes_max: u64::MAX,
@@ -132,6 +132,7 @@ fn kept(precision: Precision) -> Option<Kept> {
     match precision {
         Precision::F32 => Some(Kept::F32),
         Precision::Bf16 => Some(Kept::Bf16),
+        Precision::Int8 => Some(Kept::Int8),
         _ => None,
     }
 }
@@ -150,7 +151,7 @@ fn has_kernel(op: &Op) -> bool {
 }
 
 fn no_precision(precision: Precision) -> String {
-    format!("precision `{}` on the CPU, which has f32 and bf16", precision.name())
+    format!("precision `{}` on the CPU, which has f32, bf16 and int8", precision.name())
 }
 
 impl Device for CpuDevice {

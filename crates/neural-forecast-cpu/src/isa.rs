@@ -1,9 +1,11 @@
 //! Which instruction set serves this process, chosen once when the device opens.
 //!
-//! Never falls back silently: a tier that was asked for and is not there is an error.
+//! Never falls back silently: a tier that was asked for and is not there is an error. A tier has
+//! all instructions of the ones before it; those that differ only in how they multiply bf16 and
+//! bytes share their `f32` kernels.
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
 
@@ -21,7 +23,16 @@ pub enum Isa {
     /// AVX-512 F, BW, VL and DQ.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// AVX-512 with VNNI: bytes are multiplied by `VPDPBUSD`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+    /// AVX-512 with VNNI and BF16: bf16 are multiplied by `VDPBF16PS`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
 }
+
+/// Names of all tiers, on whatever machine, each with all instructions of the ones before.
+pub const TIERS: [&str; 5] = ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16"];
 
 /// Why a tier cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +49,9 @@ impl fmt::Display for IsaError {
         } else {
             write!(
                 f,
-                "unknown instruction set `{}`, expected portable, avx2 or avx512 (found {found})",
-                self.asked
+                "unknown instruction set `{}`, expected one of {} (this machine has {found})",
+                self.asked,
+                TIERS.join(", ")
             )
         }
     }
@@ -52,7 +64,13 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         let portable = Portable::new().map(Isa::Portable);
         #[cfg(target_arch = "x86_64")]
-        let found = [portable, Avx2::new().map(Isa::Avx2), Avx512::new().map(Isa::Avx512)];
+        let found = [
+            portable,
+            Avx2::new().map(Isa::Avx2),
+            Avx512::new().map(Isa::Avx512),
+            Avx512Vnni::new().map(Isa::Avx512Vnni),
+            Avx512Bf16::new().map(Isa::Avx512Bf16),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
         let found = [portable];
         found.into_iter().flatten().collect()
@@ -67,7 +85,7 @@ impl Isa {
         match name {
             None => available.pop().ok_or(IsaError { asked: "portable".into(), known: true }),
             Some(name) => available.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
-                let known = ["portable", "avx2", "avx512"].contains(&name);
+                let known = TIERS.contains(&name);
                 IsaError { asked: name.to_owned(), known }
             }),
         }
@@ -83,15 +101,24 @@ impl Isa {
         Isa::named(value.as_deref())
     }
 
-    /// `portable`, `avx2` or `avx512`.
-    pub fn name(self) -> &'static str {
+    /// Position in [`TIERS`].
+    pub fn tier(self) -> usize {
         match self {
-            Isa::Portable(_) => Portable::NAME,
+            Isa::Portable(_) => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => Avx2::NAME,
+            Isa::Avx2(_) => 1,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => Avx512::NAME,
+            Isa::Avx512(_) => 2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => 3,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => 4,
         }
+    }
+
+    /// One of [`TIERS`].
+    pub fn name(self) -> &'static str {
+        TIERS[self.tier()]
     }
 
     /// Floats in a vector.
@@ -101,8 +128,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => Avx512::LANES,
+            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) => Avx512::LANES,
         }
+    }
+
+    /// Most rows of a register tile of floats that is this many vectors wide.
+    pub fn tile_rows(self, vectors: usize) -> usize {
+        let rows = match self {
+            Isa::Portable(_) => Portable::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) => Avx512::ROWS,
+        };
+        rows[vectors - 1]
     }
 
     /// Runs a kernel on this tier.
@@ -114,6 +153,10 @@ impl Isa {
             Isa::Avx2(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(token) => token.base().vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(token) => token.vnni().base().vectorize(kernel),
         }
     }
 }
@@ -121,6 +164,26 @@ impl Isa {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiers_are_named_in_order() {
+        let available = Isa::available();
+        assert!(available.is_sorted_by_key(|isa| isa.tier()));
+        for isa in available {
+            let name = match isa {
+                Isa::Portable(_) => Portable::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(_) => Avx2::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512(_) => Avx512::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni(_) => Avx512Vnni::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Bf16(_) => Avx512Bf16::NAME,
+            };
+            assert_eq!(isa.name(), name);
+        }
+    }
 
     #[test]
     fn a_forced_tier_is_that_tier_or_an_error() {

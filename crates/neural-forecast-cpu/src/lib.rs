@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod counters;
 mod device;
+pub mod dot;
 pub mod elementwise;
 pub mod gemm;
 pub mod isa;

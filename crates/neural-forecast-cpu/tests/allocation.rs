@@ -3,7 +3,9 @@
 //! Alone in its binary, because it counts every allocation of the process.
 
 use neural_forecast_cpu::{CpuDevice, CpuOptions};
-use neural_forecast_runtime::device::{Data, Device, KernelClass, LoadOptions, Request, Run};
+use neural_forecast_runtime::device::{
+    Data, Device, KernelClass, LoadOptions, Precision, Request, Run,
+};
 use neural_forecast_runtime::plan::DType;
 use neural_forecast_runtime::testing::cases;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -36,9 +38,12 @@ fn a_warm_forward_pass_allocates_nothing() {
         let device =
             CpuDevice::new(CpuOptions { threads: Some(threads), isa: None, alone_flops: Some(0) })
                 .unwrap();
-        for case in cases() {
+        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        for (case, precision) in
+            cases().into_iter().flat_map(|case| precisions.map(|p| (case.clone(), p)))
+        {
             let batch = case.bucket.batch;
-            let options = LoadOptions { state_slots: batch, ..LoadOptions::default() };
+            let options = LoadOptions { precision, state_slots: batch, ..LoadOptions::default() };
             let mut resident = device.load(&case.plan, &case.weights, &options).unwrap();
             let class = KernelClass::Latency;
             let request = Request { entry: case.entry, bucket: case.bucket, class };
@@ -65,7 +70,8 @@ fn a_warm_forward_pass_allocates_nothing() {
             once();
             once();
             let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
-            assert_eq!(made, 0, "{} with {threads} threads", case.name);
+            let name = precision.name();
+            assert_eq!(made, 0, "{} in {name} with {threads} threads", case.name);
         }
     }
 }

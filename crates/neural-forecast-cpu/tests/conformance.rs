@@ -3,6 +3,7 @@
 //! The cases are the runtime's, shared by all devices; what is this crate's own: tiers, workers,
 //! precisions, counters, and bits across all of them.
 
+use neural_forecast_cpu::isa::TIERS;
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
@@ -35,21 +36,34 @@ fn every_op_on_every_tier() {
     }
 }
 
-#[test]
-fn bf16_weights_stay_close() {
-    // A weight keeps 8 bits, so a sum of terms of about 1 is off by 2⁻⁹ of each; recurrences and
-    // stacks carry that on.
+/// All cases in a precision on every tier, with so much added to their tolerances.
+fn stay_close(precision: Precision, more: f64) {
     let widen = |case: Case| {
         let Tolerance { absolute, relative } = case.tolerance;
-        let tolerance = Tolerance { absolute: absolute + 0.05, relative: relative + 0.05 };
+        let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
         Case { tolerance, ..case }
     };
     let cases: Vec<Case> = cases().into_iter().map(widen).collect();
-    let options = LoadOptions { precision: Precision::Bf16, ..LoadOptions::default() };
+    let options = LoadOptions { precision, ..LoadOptions::default() };
     for isa in Isa::available() {
-        let (_, failures) = conform_all(&device(isa, 2), &cases, &options);
+        let (ran, failures) = conform_all(&device(isa, 2), &cases, &options);
         assert!(failures.is_empty(), "{}:\n{}", isa.name(), failures.join("\n"));
+        assert_eq!(ran, cases.len(), "{}: some cases were not supported", isa.name());
     }
+}
+
+#[test]
+fn bf16_stays_close() {
+    // Weights, and on some tiers inputs, keep 8 bits, so a sum of terms of about 1 is off by 2⁻⁹ of
+    // each; recurrences and stacks carry that on.
+    stay_close(Precision::Bf16, 0.05);
+}
+
+#[test]
+fn int8_stays_close() {
+    // Weights and inputs keep 7 bits of the largest of an output and of a row: up to 2⁻⁸ of that
+    // each, where bf16 is off by 2⁻⁹ of the number itself.
+    stay_close(Precision::Int8, 0.1);
 }
 
 #[test]
@@ -79,7 +93,7 @@ fn the_environment_is_obeyed() {
 #[test]
 fn the_environment_forces_a_tier() {
     let program = std::env::current_exe().expect("a test knows its program");
-    for name in ["portable", "avx2", "avx512", "avx10"] {
+    for name in TIERS.into_iter().chain(["avx10"]) {
         let status = std::process::Command::new(&program)
             .args(["--exact", "the_environment_is_obeyed"])
             .env("NF_CPU_ISA", name)
@@ -92,14 +106,19 @@ fn the_environment_forces_a_tier() {
 #[test]
 fn counters_name_the_kernel_that_served() {
     for isa in Isa::available() {
-        let device = device(isa, 1);
-        let one: Vec<Case> =
-            cases().into_iter().filter(|case| case.name.starts_with("linear")).take(1).collect();
-        let (ran, failures) = conform_all(&device, &one, &LoadOptions::default());
-        assert!(ran == 1 && failures.is_empty(), "{failures:?}");
-        let name = format!("gemm-{}-f32", isa.name());
-        let counts = device.kernel_counts();
-        let served = counts.iter().find(|count| count.kernel == name);
-        assert!(served.is_some_and(|count| count.launches > 0), "{counts:?}");
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let device = device(isa, 1);
+            let wide = Tolerance { absolute: 0.1, relative: 0.1 };
+            let linear = cases().into_iter().filter(|case| case.name.starts_with("linear"));
+            let one: Vec<Case> =
+                linear.take(1).map(|case| Case { tolerance: wide, ..case }).collect();
+            let options = LoadOptions { precision, ..LoadOptions::default() };
+            let (ran, failures) = conform_all(&device, &one, &options);
+            assert!(ran == 1 && failures.is_empty(), "{failures:?}");
+            let name = format!("gemm-{}-{}", isa.name(), precision.name());
+            let counts = device.kernel_counts();
+            let served = counts.iter().find(|count| count.kernel == name);
+            assert!(served.is_some_and(|count| count.launches > 0), "{name}: {counts:?}");
+        }
     }
 }

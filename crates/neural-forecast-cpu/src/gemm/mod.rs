@@ -10,6 +10,9 @@
 //! or panels over the team.
 
 mod epilogue;
+mod low;
+#[cfg(test)]
+mod low_tests;
 mod packed;
 mod product;
 #[cfg(test)]

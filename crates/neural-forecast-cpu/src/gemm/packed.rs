@@ -3,6 +3,7 @@
 //! Knows layouts, not products: who reads a panel and what follows is elsewhere.
 
 use crate::counters::Precision;
+use crate::dot::{Dot, TERMS_MAX, WORDS_MULTIPLE, bf16_bits, byte_scales};
 use crate::isa::Isa;
 use crate::memory::Buffer;
 
@@ -22,20 +23,27 @@ pub struct Packed {
     pub(super) panel_stride: usize,
     data: Buffer,
     bias: Option<Buffer>,
+    /// How rows meet panels in lower arithmetic; `None` where weights are multiplied as `f32`.
+    pub(super) dot: Option<&'static Dot>,
+    /// Of bytes: what turns integer sums into floats.
+    bytes: Option<Bytes>,
 }
 
-/// Rounds to bf16, ties to even; NaN stays NaN.
-pub(crate) fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    if x.is_nan() {
-        return (bits >> 16) | 0x40;
-    }
-    (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+/// What turns sums of bytes into floats, for the columns of all panels.
+#[derive(Clone, Debug)]
+struct Bytes {
+    /// The largest weight of an output over 127; NaN where a weight is not finite.
+    scales: Buffer,
+    /// `128 · Σw` as integers: what the offset of the inputs adds to a sum.
+    offsets: Buffer,
 }
 
 impl Packed {
     /// Packs `weights` `[n, k]` for a tier. With `groups` above 1 (at most 4), output `g · n/groups
     /// + j` is group `g` of unit `j`, and one panel holds all groups of a vector of units.
+    ///
+    /// # Panics
+    /// If the lengths differ from the shape, or bytes have more than [`TERMS_MAX`] terms.
     pub fn new(
         isa: Isa,
         precision: Precision,
@@ -56,11 +64,12 @@ impl Packed {
         };
         let width = vectors * lanes;
         let panels = (n / groups).div_ceil(width / groups);
-        let words = match precision {
-            Precision::F32 => k,
-            Precision::Bf16 => k.div_ceil(2),
-        };
-        let panel_stride = words * width;
+        assert!(precision != Precision::Int8 || k <= TERMS_MAX, "{k} terms, most {TERMS_MAX}");
+        let dot = if k <= TERMS_MAX { Dot::of(isa, precision) } else { None };
+        let panel_stride = word_rows(precision, k) * width;
+        let columns = panels * width;
+        let bytes = (precision == Precision::Int8)
+            .then(|| Bytes { scales: Buffer::zeroed(columns), offsets: Buffer::zeroed(columns) });
         let mut packed = Packed {
             n,
             k,
@@ -71,7 +80,9 @@ impl Packed {
             panels,
             panel_stride,
             data: Buffer::zeroed(panels * panel_stride),
-            bias: bias.map(|_| Buffer::zeroed(panels * width)),
+            bias: bias.map(|_| Buffer::zeroed(columns)),
+            dot,
+            bytes,
         };
         for panel in 0..panels {
             for column in 0..width {
@@ -129,6 +140,24 @@ impl Packed {
                     self.data.as_mut_words()[start + k * width] = bf16_bits(pair[0]) | high << 16;
                 }
             }
+            Precision::Int8 => self.pack_bytes(start, panel * width + column, row),
+        }
+    }
+
+    /// Bytes of one output from word `start` on, and what its sums need.
+    fn pack_bytes(&mut self, start: usize, column: usize, row: &[f32]) {
+        let width = self.width();
+        let most = row.iter().map(|w| w.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+        let (down, up) = byte_scales(most);
+        let byte = |w: &f32| (w * down).round_ties_even() as i8;
+        for (w, terms) in row.chunks(4).enumerate() {
+            let bytes = terms.iter().map(|w| u32::from(byte(w) as u8)).enumerate();
+            self.data.as_mut_words()[start + w * width] = bytes.map(|(i, b)| b << (8 * i)).sum();
+        }
+        let sum: i32 = row.iter().map(|w| i32::from(byte(w))).sum();
+        if let Some(bytes) = &mut self.bytes {
+            bytes.scales.as_mut_slice()[column] = up;
+            bytes.offsets.as_mut_words()[column] = (128 * sum) as u32;
         }
     }
 
@@ -169,15 +198,27 @@ impl Packed {
 
     /// Bytes of packed weights.
     pub fn bytes(&self) -> usize {
-        4 * (self.data.len() + self.bias.as_ref().map_or(0, Buffer::len))
+        let ends = self.bytes.as_ref().map_or(0, |b| b.scales.len() + b.offsets.len());
+        4 * (self.data.len() + ends + self.bias.as_ref().map_or(0, Buffer::len))
     }
 
-    /// Panel `p` from term `k` (even where weights are pairs) on.
+    /// Terms of a word.
+    pub(super) fn terms_per_word(&self) -> usize {
+        terms_per_word(self.precision)
+    }
+
+    /// Scales and offsets of panel `p`, where weights are bytes.
+    pub(super) fn panel_bytes(&self, p: usize) -> Option<(*const f32, *const i32)> {
+        let at = p * self.width();
+        // SAFETY: callers pass a panel of this matrix.
+        self.bytes.as_ref().map(|bytes| unsafe {
+            (bytes.scales.as_ptr().add(at), bytes.offsets.as_ptr().add(at).cast())
+        })
+    }
+
+    /// Panel `p` from term `k` (the first of a word) on.
     pub(crate) fn panel(&self, p: usize, k: usize) -> *const f32 {
-        let words = match self.precision {
-            Precision::F32 => k,
-            Precision::Bf16 => k / 2,
-        };
+        let words = k / self.terms_per_word();
         let offset = p * self.panel_stride + words * self.width();
         debug_assert!(offset <= self.data.len());
         // SAFETY: callers pass a panel and a term of this matrix.
@@ -188,5 +229,21 @@ impl Packed {
     pub(crate) fn panel_bias(&self, p: usize) -> Option<*const f32> {
         // SAFETY: callers pass a panel of this matrix.
         self.bias.as_ref().map(|bias| unsafe { bias.as_ptr().add(p * self.width()) })
+    }
+}
+
+fn terms_per_word(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 1,
+        Precision::Bf16 => 2,
+        Precision::Int8 => 4,
+    }
+}
+
+/// Word rows of a panel of `k` terms, padding included.
+fn word_rows(precision: Precision, k: usize) -> usize {
+    match precision {
+        Precision::F32 => k,
+        _ => k.div_ceil(terms_per_word(precision)).next_multiple_of(WORDS_MULTIPLE),
     }
 }

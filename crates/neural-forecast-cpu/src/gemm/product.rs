@@ -3,6 +3,7 @@
 //! Few rows are read in place, more are copied next to each other in blocks that L2 holds. Products
 //! in lower arithmetic walk in [`super::low`].
 
+use super::low::Low;
 use super::{Finish, Packed};
 use crate::counters::Precision;
 use crate::isa::Isa;
@@ -15,15 +16,17 @@ use std::ops::Range;
 /// panel.
 const COPIED_ROWS: usize = 264;
 /// Rows of one pass where `k` needs a single block.
-const PASS_ROWS: usize = 264;
-const WIDTH_MAX: usize = 64;
+pub(super) const PASS_ROWS: usize = 264;
+pub(super) const WIDTH_MAX: usize = 64;
 
-/// What one worker needs to run products: copies of input rows, a widened panel, one tile.
+/// What one worker needs to run products: copies of input rows, a widened panel, one tile, scales.
 #[derive(Debug)]
 pub struct Scratch {
-    copied: Buffer,
-    widened: Buffer,
-    tile: Buffer,
+    pub(super) copied: Buffer,
+    pub(super) widened: Buffer,
+    pub(super) tile: Buffer,
+    /// Of each converted row.
+    pub(super) scales: Buffer,
 }
 
 impl Default for Scratch {
@@ -39,6 +42,7 @@ impl Scratch {
             copied: Buffer::zeroed(COPIED_ROWS * ROW_STRIDE),
             widened: Buffer::zeroed(K_BLOCK * WIDTH_MAX),
             tile: Buffer::zeroed(ROWS_MAX * WIDTH_MAX * 4),
+            scales: Buffer::zeroed(PASS_ROWS),
         }
     }
 }
@@ -69,7 +73,11 @@ impl<F: Finish> Product<'_, F> {
     /// # Safety
     /// `x` reaches what its map says, rows and panels exist, and `finish` may write what it writes.
     pub unsafe fn run(self, isa: Isa, scratch: &mut Scratch) {
-        isa.run(Part { product: self, scratch });
+        debug_assert_eq!(self.weights.lanes, isa.lanes(), "weights were packed for another tier");
+        match self.weights.dot {
+            Some(dot) => isa.run(Low { product: self, dot, scratch }),
+            None => isa.run(Part { product: self, scratch }),
+        }
     }
 }
 
@@ -131,7 +139,7 @@ impl<F: Finish> Part<'_, '_, F> {
                 };
                 match w.precision {
                     Precision::F32 => tile::direct::<S, Single>(s, m, w.vectors, count, &args),
-                    Precision::Bf16 => tile::direct::<S, Half>(s, m, w.vectors, count, &args),
+                    _ => tile::direct::<S, Half>(s, m, w.vectors, count, &args),
                 }
                 for i in 0..count {
                     for (m, r) in rows.clone().enumerate() {

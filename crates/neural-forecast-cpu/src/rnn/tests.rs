@@ -272,7 +272,7 @@ fn bits_do_not_depend_on_batch_workers_or_what_is_kept() {
     let mut random = Random::new("rnn bits");
     for case in cases(&mut random) {
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Bf16] {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let rnn = case.packed(isa, precision);
                 let (batch, steps) = (53, 6);
                 let x = random.floats(batch * steps * case.inputs);

@@ -10,7 +10,7 @@ mod x86;
 
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 
 /// Code that runs with a tier's features switched on; entered by [`Simd::vectorize`].
 pub trait Kernel {
@@ -65,6 +65,11 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` is readable for `LANES` words.
     unsafe fn load_high(self, p: *const u32) -> Self::V;
+
+    /// The differences `p[i] − q[i]` of integers, rounded to floats.
+    /// # Safety
+    /// `p` and `q` are readable for `LANES` integers.
+    unsafe fn load_difference(self, p: *const i32, q: *const i32) -> Self::V;
 
     /// `a + b`
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

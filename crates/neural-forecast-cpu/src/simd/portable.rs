@@ -79,6 +79,11 @@ impl Simd for Portable {
         lanewise!(i => f32::from_bits(unsafe { p.add(i).read_unaligned() } & 0xffff_0000))
     }
     #[inline(always)]
+    unsafe fn load_difference(self, p: *const i32, q: *const i32) -> Self::V {
+        // SAFETY: the caller grants `LANES` integers of both.
+        lanewise!(i => unsafe { p.add(i).read().wrapping_sub(q.add(i).read()) } as f32)
+    }
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         lanewise!(i => a[i] + b[i])
     }

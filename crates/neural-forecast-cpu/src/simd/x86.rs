@@ -1,4 +1,4 @@
-//! The x86-64 tiers: AVX2 with FMA, and AVX-512 (F, BW, VL, DQ).
+//! The x86-64 tiers: AVX2 with FMA, AVX-512 (F, BW, VL, DQ), and the tokens of what AVX-512 grew.
 //!
 //! No algorithm lives here, only the mapping of [`Simd`] to intrinsics.
 
@@ -15,6 +15,51 @@ pub struct Avx2 {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     _proof: (),
+}
+
+/// Token of AVX-512 with VNNI, which multiplies bytes. Its `f32` kernels are AVX-512's.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Vnni {
+    base: Avx512,
+}
+
+/// Token of AVX-512 with VNNI and BF16, which multiplies pairs of bf16. Its `f32` kernels are
+/// AVX-512's.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Bf16 {
+    vnni: Avx512Vnni,
+}
+
+impl Avx512Vnni {
+    /// Name in kernel counters and in `NF_CPU_ISA`.
+    pub const NAME: &'static str = "avx512-vnni";
+
+    /// The token, if this machine has the features.
+    pub fn new() -> Option<Self> {
+        let base = Avx512::new()?;
+        is_x86_feature_detected!("avx512vnni").then_some(Avx512Vnni { base })
+    }
+
+    /// The tier that it extends.
+    pub fn base(self) -> Avx512 {
+        self.base
+    }
+}
+
+impl Avx512Bf16 {
+    /// Name in kernel counters and in `NF_CPU_ISA`.
+    pub const NAME: &'static str = "avx512-bf16";
+
+    /// The token, if this machine has the features.
+    pub fn new() -> Option<Self> {
+        let vnni = Avx512Vnni::new()?;
+        is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16 { vnni })
+    }
+
+    /// The tier that it extends.
+    pub fn vnni(self) -> Avx512Vnni {
+        self.vnni
+    }
 }
 
 /// Methods whose only obligation is the CPU feature.
@@ -87,6 +132,12 @@ impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_and_si512(
                 _mm512_loadu_si512(p.cast()),
                 _mm512_set1_epi32(0xffff_0000_u32 as i32),
+            ))
+        }
+        load_difference(p: *const i32, q: *const i32) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(
+                _mm512_loadu_si512(p.cast()),
+                _mm512_loadu_si512(q.cast()),
             ))
         }
     }
@@ -195,6 +246,12 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_and_si256(
                 _mm256_loadu_si256(p.cast()),
                 _mm256_set1_epi32(0xffff_0000_u32 as i32),
+            ))
+        }
+        load_difference(p: *const i32, q: *const i32) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(
+                _mm256_loadu_si256(p.cast()),
+                _mm256_loadu_si256(q.cast()),
             ))
         }
     }

@@ -1,0 +1,152 @@
+//! The walk over rows and panels in lower arithmetic: rows are converted once into the worker's
+//! scratch, then tiles of them meet panels of the same arithmetic.
+//!
+//! Few rows take several panels at once, which is the matrix-vector product. A row's conversion
+//! depends on the row alone, so bits depend neither on neighbours nor on who computes what. Does
+//! not know how a tier multiplies; that is [`Dot`]'s.
+
+use super::product::{PASS_ROWS, Product, Scratch};
+use super::{Finish, Packed};
+use crate::dot::{Args, Dot, WORDS_MULTIPLE};
+use crate::simd::{Kernel, Simd};
+use crate::tile::{self, ROWS_DIRECT};
+use std::ops::Range;
+
+/// A product with what multiplies it.
+pub(super) struct Low<'a, 's, F> {
+    pub(super) product: Product<'a, F>,
+    pub(super) dot: &'static Dot,
+    pub(super) scratch: &'s mut Scratch,
+}
+
+/// Geometry of converted rows, in words.
+#[derive(Clone, Copy)]
+struct Converted {
+    /// Words that hold terms.
+    words: usize,
+    /// With padding.
+    padded: usize,
+    /// Between rows: an odd number of cache lines, so that equal terms of a tile's rows do not
+    /// fall into one set of L1.
+    stride: usize,
+}
+
+impl Converted {
+    fn new(w: &Packed) -> Self {
+        let words = w.k.div_ceil(w.terms_per_word());
+        let padded = words.next_multiple_of(WORDS_MULTIPLE);
+        Converted { words, padded, stride: 16 * (padded.div_ceil(16) | 1) }
+    }
+}
+
+impl<F: Finish> Kernel for Low<'_, '_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let shape = Converted::new(self.product.weights);
+        let all = self.product.rows.clone();
+        // At least one row fits: that is what limits the terms of lower arithmetic.
+        let most = (self.scratch.copied.len() / shape.stride).min(PASS_ROWS);
+        let passes = all.len().div_ceil(most);
+        for i in 0..passes {
+            let rows = all.start + tile::tile_start(all.len(), passes, i)
+                ..all.start + tile::tile_start(all.len(), passes, i + 1);
+            // SAFETY: `Product::run`'s caller grants the memory of these rows and panels, and the
+            // scratch holds a pass.
+            unsafe {
+                self.convert(rows.clone(), shape);
+                self.panels(s, rows, shape);
+            }
+        }
+    }
+}
+
+impl<F: Finish> Low<'_, '_, F> {
+    /// Rows into the scratch, with their scales.
+    unsafe fn convert(&mut self, rows: Range<usize>, shape: Converted) {
+        let (to, k) = (self.scratch.copied.as_mut_ptr().cast::<u32>(), self.product.weights.k);
+        for (i, r) in rows.enumerate() {
+            // SAFETY: the row exists, and the scratch holds a pass of converted rows.
+            let scale = unsafe {
+                let x = self.product.x.add(self.product.x_map.offset(r));
+                self.dot.convert(x, k, to.add(i * shape.stride), shape.padded)
+            };
+            self.scratch.scales.as_mut_slice()[i] = scale;
+        }
+    }
+
+    /// Converted rows times this product's panels.
+    #[inline(always)]
+    unsafe fn panels<S: Simd>(&mut self, s: S, rows: Range<usize>, shape: Converted) {
+        let Product { weights: w, ref panels, backwards, .. } = self.product;
+        let panels = panels.clone();
+        let at_once = match rows.len() {
+            few @ 1..=ROWS_DIRECT => self.dot.panels_at_once(few, w.vectors),
+            _ => 1,
+        };
+        let (groups, singles) = (panels.len() / at_once, panels.len() % at_once);
+        let tiles = tile::tiles(rows.len(), self.dot.rows(w.vectors));
+        for i in 0..groups + singles {
+            let i = if backwards { groups + singles - 1 - i } else { i };
+            let (p, count) = if i < groups {
+                (panels.start + i * at_once, at_once)
+            } else {
+                (panels.start + groups * at_once + i - groups, 1)
+            };
+            for t in 0..tiles {
+                let tile = tile::tile_start(rows.len(), tiles, t)
+                    ..tile::tile_start(rows.len(), tiles, t + 1);
+                // SAFETY: these panels, and rows of the pass.
+                unsafe { self.tile(s, p..p + count, rows.start, tile, shape) }
+            }
+        }
+    }
+
+    /// One tile and what follows: rows `tile` of a pass that starts at row `first`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(
+        &mut self,
+        s: S,
+        panels: Range<usize>,
+        first: usize,
+        tile: Range<usize>,
+        shape: Converted,
+    ) {
+        let (w, finish) = (self.product.weights, self.product.finish);
+        let (width, sums) = (w.width(), self.scratch.tile.as_mut_ptr());
+        let out_stride = width * panels.len();
+        debug_assert!(tile.len() * out_stride <= self.scratch.tile.len());
+        // SAFETY: rows, panels and word rows exist; the tile buffer holds the sums.
+        unsafe {
+            let x = self.scratch.copied.as_ptr().cast::<u32>();
+            self.dot.tile(&Args {
+                words: shape.words,
+                x: x.add(tile.start * shape.stride),
+                x_stride: shape.stride,
+                rows: tile.len(),
+                panel: w.panel(panels.start, 0).cast(),
+                vectors: w.vectors,
+                panels: panels.len(),
+                panel_stride: w.panel_stride,
+                out: sums.cast(),
+                out_stride,
+            });
+            for (i, p) in panels.enumerate() {
+                for (m, r) in tile.clone().enumerate() {
+                    let sums = sums.add(m * out_stride + i * width);
+                    if let Some((scales, offsets)) = w.panel_bytes(p) {
+                        let scale = s.splat(self.scratch.scales.as_slice()[r]);
+                        for v in 0..w.vectors {
+                            let at = v * S::LANES;
+                            let sum = s.load_difference(sums.add(at).cast(), offsets.add(at));
+                            let scale = s.mul(scale, s.load(scales.add(at)));
+                            s.store(sums.add(at), s.mul(sum, scale));
+                        }
+                    }
+                    finish.row(s, p, first + r, sums);
+                }
+            }
+        }
+    }
+}
