@@ -5,6 +5,7 @@
 //! `unsafe` lives here: intrinsics, and memory that the workers of a team share while each writes
 //! its own part.
 
+pub mod amx;
 pub mod attention;
 pub mod counters;
 mod device;
