@@ -7,6 +7,8 @@
 
 pub mod amx;
 pub mod attention;
+#[doc(hidden)]
+pub mod ceilings;
 pub mod counters;
 mod device;
 pub mod dot;

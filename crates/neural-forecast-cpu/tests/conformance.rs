@@ -3,8 +3,7 @@
 //! The cases are the runtime's, shared by all devices; what is this crate's own: tiers, workers,
 //! precisions, counters, and bits across all of them.
 
-use neural_forecast_cpu::isa::TIERS;
-use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
+use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa, isa};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
 
@@ -93,8 +92,13 @@ fn the_environment_is_obeyed() {
 #[test]
 fn the_environment_forces_a_tier() {
     let program = std::env::current_exe().expect("a test knows its program");
-    for name in TIERS.into_iter().chain(["avx10"]) {
-        let status = std::process::Command::new(&program)
+    // An emulator is no part of the program's own path; without it the child would run on the host.
+    let runner = std::env::var("NF_TEST_RUNNER").unwrap_or_default();
+    let mut command: Vec<&std::ffi::OsStr> = runner.split_whitespace().map(AsRef::as_ref).collect();
+    command.push(program.as_os_str());
+    for name in isa::TIERS.into_iter().chain(["avx10"]) {
+        let status = std::process::Command::new(command[0])
+            .args(&command[1..])
             .args(["--exact", "the_environment_is_obeyed"])
             .env("NF_CPU_ISA", name)
             .output()

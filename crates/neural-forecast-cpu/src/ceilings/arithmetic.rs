@@ -1,0 +1,183 @@
+//! Loops that do nothing but multiply and add, in registers.
+//!
+//! Enough independent accumulators that latency is hidden, few enough that they stay in the
+//! sixteen registers of the older tiers.
+
+use crate::isa::Isa;
+use crate::simd::{Kernel, Simd};
+use std::hint::black_box;
+
+/// Accumulators: two multiply-adds a cycle with a latency of six cycles (a product and a sum on the
+/// portable tier; fused ones take four or five).
+const CHAINS: usize = 12;
+
+/// A loop of one instruction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arithmetic {
+    /// The instruction, or what stands for it on the portable tier.
+    pub(super) name: &'static str,
+    /// Operations of a round; a multiply-add is two.
+    pub(super) operations: usize,
+    body: Body,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Body {
+    Fma(Isa),
+    #[cfg(target_arch = "x86_64")]
+    Dot(x86::Dot),
+}
+
+impl Arithmetic {
+    /// Every loop that this machine can run.
+    pub(super) fn available() -> Vec<Arithmetic> {
+        let fma = |isa: Isa| Arithmetic {
+            name: match isa.name() {
+                "portable" => "f32 multiply, add (portable)",
+                "avx2" => "f32 FMA, 256 bit",
+                _ => "f32 FMA, 512 bit",
+            },
+            operations: 2 * CHAINS * isa.lanes(),
+            body: Body::Fma(isa),
+        };
+        #[allow(unused_mut)]
+        let mut all: Vec<Arithmetic> = super::vector_tiers().into_iter().map(fma).collect();
+        #[cfg(target_arch = "x86_64")]
+        all.extend(x86::Dot::available().into_iter().map(|dot| Arithmetic {
+            name: dot.name(),
+            operations: CHAINS * dot.operations(),
+            body: Body::Dot(dot),
+        }));
+        all
+    }
+
+    /// Runs the loop.
+    pub(super) fn run(self, rounds: usize) {
+        match self.body {
+            Body::Fma(isa) => black_box(isa.run(Fma { rounds })),
+            #[cfg(target_arch = "x86_64")]
+            Body::Dot(dot) => black_box(dot.run(rounds)),
+        };
+    }
+}
+
+struct Fma {
+    rounds: usize,
+}
+
+impl Kernel for Fma {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        // Each value depends on the one before, so that no product can be hoisted; it tends to 1.
+        let (half, term) = (simd.splat(black_box(0.5)), simd.splat(black_box(0.5)));
+        let mut chains = [simd.splat(black_box(0.0)); CHAINS];
+        for _ in 0..self.rounds {
+            for chain in &mut chains {
+                *chain = simd.fma(*chain, half, term);
+            }
+        }
+        chains.into_iter().map(|chain| simd.sum(chain)).sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{CHAINS, black_box};
+    use std::arch::x86_64::*;
+
+    /// A dot-product instruction, held as proof that the machine has it.
+    #[derive(Clone, Copy, Debug)]
+    pub(super) struct Dot {
+        instruction: Instruction,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Instruction {
+        Bf16,
+        Int8,
+    }
+
+    impl Dot {
+        pub(super) fn available() -> Vec<Dot> {
+            let f = is_x86_feature_detected!("avx512f");
+            let bf16 = f && is_x86_feature_detected!("avx512bf16");
+            let int8 = f && is_x86_feature_detected!("avx512vnni");
+            let found = [bf16.then_some(Instruction::Bf16), int8.then_some(Instruction::Int8)];
+            found.into_iter().flatten().map(|instruction| Dot { instruction }).collect()
+        }
+
+        pub(super) fn name(self) -> &'static str {
+            match self.instruction {
+                Instruction::Bf16 => "bf16 VDPBF16PS, 512 bit",
+                Instruction::Int8 => "int8 VPDPBUSD, 512 bit",
+            }
+        }
+
+        /// Operations of one instruction.
+        pub(super) fn operations(self) -> usize {
+            match self.instruction {
+                Instruction::Bf16 => 2 * 32,
+                Instruction::Int8 => 2 * 64,
+            }
+        }
+
+        pub(super) fn run(self, rounds: usize) -> f32 {
+            match self.instruction {
+                // SAFETY: a `Bf16` is only made where avx512f and avx512bf16 were detected.
+                Instruction::Bf16 => unsafe { bf16(rounds) },
+                // SAFETY: an `Int8` is only made where avx512f and avx512vnni were detected.
+                Instruction::Int8 => unsafe { int8(rounds) },
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn bf16(rounds: usize) -> f32 {
+        // 1 in both halves of a word.
+        let ones = _mm512_set1_epi32(black_box(0x3f80_3f80));
+        // SAFETY: both types are 512 bits of which every pattern is a value.
+        let ones: __m512bh = unsafe { std::mem::transmute(ones) };
+        let mut chains = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+        for _ in 0..rounds {
+            for chain in &mut chains {
+                *chain = _mm512_dpbf16_ps(*chain, ones, ones);
+            }
+        }
+        chains.into_iter().map(|chain| _mm512_reduce_add_ps(chain)).sum()
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn int8(rounds: usize) -> f32 {
+        let ones = _mm512_set1_epi8(black_box(1));
+        let mut chains = [_mm512_set1_epi32(black_box(0)); CHAINS];
+        for _ in 0..rounds {
+            for chain in &mut chains {
+                *chain = _mm512_dpbusd_epi32(*chain, ones, ones);
+            }
+        }
+        let sums = chains.into_iter().map(|chain| _mm512_reduce_add_epi32(chain));
+        sums.fold(0i32, i32::wrapping_add) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_loop_computes_what_its_instruction_does() {
+        for isa in crate::ceilings::vector_tiers() {
+            // 1 − 2⁻ⁿ in every lane of every chain.
+            let expected = (1.0 - 0.5f32.powi(10)) * (CHAINS * isa.lanes()) as f32;
+            assert_eq!(isa.run(Fma { rounds: 10 }), expected, "{}", isa.name());
+        }
+        #[cfg(target_arch = "x86_64")]
+        for dot in x86::Dot::available() {
+            // Every product is 1, so the lanes add up to the multiply-adds done.
+            let expected = (10 * CHAINS * dot.operations() / 2) as f32;
+            assert_eq!(dot.run(10), expected, "{}", dot.name());
+        }
+    }
+}

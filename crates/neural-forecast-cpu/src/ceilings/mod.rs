@@ -1,0 +1,371 @@
+//! What this machine can do at most: multiply-adds a second, bytes a second from each level of
+//! memory, and how soon one core sees what another wrote. The benchmarks divide by these.
+//!
+//! Measured, in about two seconds, with the team of threads that forecasts use; nothing is taken
+//! from a data sheet. Best of several repeats, because a ceiling is what nothing disturbed. Not
+//! part of the product: no kernel chooses by it.
+
+mod arithmetic;
+mod caches;
+mod reads;
+
+pub use caches::Caches;
+
+use crate::isa::Isa;
+use crate::memory::Buffer;
+use crate::team::{Team, TeamError};
+use arithmetic::Arithmetic;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long one repeat takes at least; the clock's own resolution vanishes in it.
+const REPEAT: Duration = Duration::from_micros(1500);
+/// Repeats of which the best counts.
+const REPEATS: usize = 7;
+/// Footprint of the reads from memory, where no cache is known to be larger.
+const MEMORY_BYTES: usize = 128 << 20;
+/// The most memory that the measurement takes.
+const MEMORY_BYTES_MAX: usize = 512 << 20;
+
+/// Operations or bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// By one core while the others idle.
+    pub one: f64,
+    /// By all of the team at once, together.
+    pub all: f64,
+}
+
+/// The most of one instruction.
+#[derive(Clone, Debug)]
+pub struct Peak {
+    /// The instruction and its width.
+    pub name: &'static str,
+    /// Operations a second; a multiply-add is two.
+    pub rates: Rates,
+}
+
+/// Where bytes are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// A core's first level.
+    L1,
+    /// A core's second level.
+    L2,
+    /// The level that cores share.
+    L3,
+    /// Beyond all caches.
+    Memory,
+}
+
+impl Level {
+    /// `L1`, `L2`, `L3` or `memory`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::L1 => "L1",
+            Level::L2 => "L2",
+            Level::L3 => "L3",
+            Level::Memory => "memory",
+        }
+    }
+}
+
+/// The most bytes from one level.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Where they lie.
+    pub level: Level,
+    /// Tier whose vectors load them.
+    pub tier: &'static str,
+    /// Bytes that each core goes through again and again.
+    pub footprint: usize,
+    /// Bytes a second.
+    pub rates: Rates,
+}
+
+/// The ceilings of a machine.
+#[derive(Clone, Debug)]
+pub struct Ceilings {
+    /// Cores that `all` means.
+    pub workers: usize,
+    /// Cycles a second of one core, by a chain of dependent instructions; `None` where there is no
+    /// such chain for the architecture.
+    pub clock: Option<f64>,
+    /// Cache capacities.
+    pub caches: Caches,
+    /// Arithmetic, slowest tier first.
+    pub peaks: Vec<Peak>,
+    /// Reads: all levels of a tier, then those of the next.
+    pub readings: Vec<Reading>,
+    /// Seconds from a store on one core to its sight on another; `None` for a team of one.
+    pub hand_off: Option<f64>,
+}
+
+/// The tiers that differ in how wide their vectors are.
+fn vector_tiers() -> Vec<Isa> {
+    let mut tiers = Isa::available();
+    tiers.dedup_by_key(|isa| isa.lanes());
+    tiers
+}
+
+impl Ceilings {
+    /// Measures this machine with a team of `workers`.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub fn measure(workers: usize) -> std::io::Result<Ceilings> {
+        let mut teams = Teams { one: Team::new(1)?, all: Team::new(workers)? };
+        let caches = Caches::of_this_machine();
+        let workers = teams.all.workers();
+        let clock = clock(&mut teams.one)?;
+        let hand_off = (workers > 1).then(|| hand_off(&mut teams.all)).transpose()?;
+        let mut peaks = Vec::new();
+        for arithmetic in Arithmetic::available() {
+            let rates = teams.rates(arithmetic.operations as f64, |_, n| arithmetic.run(n))?;
+            peaks.push(Peak { name: arithmetic.name, rates });
+        }
+        let readings = readings(&mut teams, caches)?;
+        Ok(Ceilings { workers, clock, caches, peaks, readings, hand_off })
+    }
+
+    /// The most operations a second in `f32` on a tier.
+    pub fn f32_peak(&self, isa: Isa) -> Option<Rates> {
+        let tier = vector_tiers().iter().position(|tier| tier.lanes() == isa.lanes())?;
+        self.peaks.get(tier).map(|peak| peak.rates)
+    }
+
+    /// Where a loop over `footprint` bytes, split evenly over `workers`, finds them.
+    pub fn level(&self, footprint: usize, workers: usize) -> Level {
+        let share = footprint.div_ceil(workers.max(1));
+        let Caches { l1, l2, l3 } = self.caches;
+        let holds = |size: Option<usize>, bytes: usize| size.is_some_and(|size| bytes <= size);
+        if holds(l1, share) {
+            Level::L1
+        } else if holds(l2, share) {
+            Level::L2
+        } else if holds(l3, footprint) {
+            Level::L3
+        } else {
+            Level::Memory
+        }
+    }
+
+    /// The most bytes a second from a level with a tier's vectors.
+    pub fn reading(&self, level: Level, isa: Isa) -> Option<Rates> {
+        let tier = vector_tiers().into_iter().find(|tier| tier.lanes() == isa.lanes())?;
+        let of = |reading: &&Reading| reading.level == level && reading.tier == tier.name();
+        self.readings.iter().find(of).map(|reading| reading.rates)
+    }
+}
+
+fn failed(error: TeamError) -> std::io::Error {
+    std::io::Error::other(error)
+}
+
+struct Teams {
+    one: Team,
+    all: Team,
+}
+
+impl Teams {
+    /// Work a second of one core and of all, where `turn(worker, n)` does `n` times `work`.
+    fn rates(&mut self, work: f64, turn: impl Fn(usize, usize) + Sync) -> std::io::Result<Rates> {
+        let turns = calibrate(|n| turn(0, n));
+        let one = turns as f64 * work / best(&mut self.one, |worker| turn(worker, turns))?;
+        if self.all.workers() == 1 {
+            return Ok(Rates { one, all: one });
+        }
+        let all = turns as f64 * work * self.all.workers() as f64;
+        let all = all / best(&mut self.all, |worker| turn(worker, turns))?;
+        Ok(Rates { one, all })
+    }
+}
+
+/// How many turns take [`REPEAT`].
+fn calibrate(turn: impl Fn(usize)) -> usize {
+    let mut n = 1;
+    loop {
+        let start = Instant::now();
+        turn(n);
+        if start.elapsed() >= REPEAT || n > usize::MAX / 4 {
+            return n;
+        }
+        n *= 2;
+    }
+}
+
+/// Seconds of the fastest of several repeats of a job that all workers begin together.
+fn best(team: &mut Team, job: impl Fn(usize) + Sync) -> std::io::Result<f64> {
+    let least = AtomicU64::new(u64::MAX);
+    team.run(|worker| {
+        for _ in 0..REPEATS {
+            worker.barrier();
+            let start = Instant::now();
+            job(worker.index());
+            worker.barrier();
+            if worker.index() == 0 {
+                least.fetch_min(start.elapsed().as_nanos().max(1) as u64, Ordering::Relaxed);
+            }
+        }
+    })
+    .map_err(failed)?;
+    Ok(least.into_inner() as f64 / 1e9)
+}
+
+fn clock(team: &mut Team) -> std::io::Result<Option<f64>> {
+    const CYCLES: usize = 5_000_000;
+    if !reads::spend(CYCLES) {
+        return Ok(None);
+    }
+    let seconds = best(team, |_| {
+        reads::spend(CYCLES);
+    })?;
+    Ok(Some(CYCLES as f64 / seconds))
+}
+
+fn readings(teams: &mut Teams, caches: Caches) -> std::io::Result<Vec<Reading>> {
+    let workers = teams.all.workers();
+    let mut footprints = Vec::new();
+    let whole = |bytes: usize| bytes / reads::BLOCK * reads::BLOCK;
+    if let Some(l1) = caches.l1 {
+        footprints.push((Level::L1, whole(l1 / 2)));
+    }
+    if let Some(l2) = caches.l2 {
+        footprints.push((Level::L2, whole(l2 / 2)));
+    }
+    if let Some(l3) = caches.l3 {
+        // So much that little of it stays in L2, and that all cores' parts fit together.
+        let many = caches.l2.map_or(l3, |l2| 8 * l2);
+        footprints.push((Level::L3, whole((l3 / (2 * workers)).min(many))));
+    }
+    let largest = caches.l3.or(caches.l2).unwrap_or(0);
+    let memory = (4 * largest).clamp(MEMORY_BYTES, MEMORY_BYTES_MAX) / workers;
+    footprints.push((Level::Memory, whole(memory)));
+    // Written, so that every page is the process's own and not the system's page of zeros.
+    let buffer = |_| {
+        let mut buffer = Buffer::zeroed(memory / size_of::<f32>());
+        buffer.as_mut_slice().fill(1.0);
+        buffer
+    };
+    let buffers: Vec<Buffer> = (0..workers).map(buffer).collect();
+    let mut readings = Vec::new();
+    for isa in vector_tiers() {
+        for &(level, footprint) in &footprints {
+            let turn = |worker: usize, n: usize| {
+                for _ in 0..n {
+                    let data = &buffers[worker].as_slice()[..footprint / size_of::<f32>()];
+                    reads::read(isa, data);
+                }
+            };
+            let rates = teams.rates(footprint as f64, turn)?;
+            readings.push(Reading { level, tier: isa.name(), footprint, rates });
+        }
+    }
+    Ok(readings)
+}
+
+/// One cache line (and its neighbour, which some processors fetch with it).
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+/// Two workers answer each other through one line; the others wait at the barrier.
+fn hand_off(team: &mut Team) -> std::io::Result<f64> {
+    const ROUNDS: u64 = 5_000;
+    let line = Line(AtomicU64::new(0));
+    let seconds = best(team, |worker| {
+        // The line counts on from repeat to repeat; both sides see the same even number first.
+        let base = match worker {
+            0 | 1 => line.0.load(Ordering::Acquire) / (2 * ROUNDS) * (2 * ROUNDS),
+            _ => return,
+        };
+        for round in 0..ROUNDS {
+            let (wait, answer) = match worker {
+                0 => (base + 2 * round, base + 2 * round + 1),
+                _ => (base + 2 * round + 1, base + 2 * round + 2),
+            };
+            let mut polls = 0u32;
+            while line.0.load(Ordering::Acquire) != wait {
+                polls = polls.saturating_add(1);
+                if polls > 100_000 {
+                    std::thread::yield_now();
+                }
+            }
+            line.0.store(answer, Ordering::Release);
+        }
+    })?;
+    Ok(seconds / (2 * ROUNDS) as f64)
+}
+
+impl fmt::Display for Ceilings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: Option<usize>| {
+            bytes.map_or("unknown".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
+        };
+        let Caches { l1, l2, l3 } = self.caches;
+        writeln!(f, "Caches: L1d {}, L2 {}, L3 {}.", size(l1), size(l2), size(l3))?;
+        match self.clock {
+            Some(clock) => writeln!(f, "Clock: {:.2} GHz.", clock / 1e9)?,
+            None => writeln!(f, "Clock: not measured on this architecture.")?,
+        }
+        if let Some(seconds) = self.hand_off {
+            writeln!(f, "Hand-off of a cache line between two cores: {:.0} ns.", seconds * 1e9)?;
+        }
+        let cores = format!("{} cores", self.workers);
+        writeln!(f, "\n| arithmetic | one core, Gop/s | op/cycle | {cores}, Gop/s |")?;
+        writeln!(f, "|---|---|---|---|")?;
+        let cycle =
+            |rate: f64| self.clock.map_or("-".to_owned(), |clock| format!("{:.1}", rate / clock));
+        for Peak { name, rates } in &self.peaks {
+            let (one, all) = (rates.one / 1e9, rates.all / 1e9);
+            writeln!(f, "| {name} | {one:.1} | {} | {all:.1} |", cycle(rates.one))?;
+        }
+        writeln!(f, "\n| reads | KiB a core | one core, GB/s | B/cycle | {cores}, GB/s |")?;
+        writeln!(f, "|---|---|---|---|---|")?;
+        for Reading { level, tier, footprint, rates } in &self.readings {
+            let (one, all, level) = (rates.one / 1e9, rates.all / 1e9, level.name());
+            let (cycle, kib) = (cycle(rates.one), footprint >> 10);
+            writeln!(f, "| {level}, {tier} | {kib} | {one:.1} | {cycle} | {all:.1} |")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ceilings(caches: Caches) -> Ceilings {
+        let (peaks, readings) = (Vec::new(), Vec::new());
+        Ceilings { workers: 2, clock: None, caches, peaks, readings, hand_off: None }
+    }
+
+    #[test]
+    fn a_footprint_is_served_by_the_smallest_level_that_holds_it() {
+        let caches = Caches { l1: Some(32 << 10), l2: Some(1 << 20), l3: Some(32 << 20) };
+        let known = ceilings(caches);
+        assert_eq!(known.level(32 << 10, 1), Level::L1);
+        assert_eq!(known.level((32 << 10) + 1, 1), Level::L2);
+        assert_eq!(known.level(64 << 10, 2), Level::L1);
+        assert_eq!(known.level((1 << 20) + 1, 1), Level::L3);
+        // Two cores have two second levels, but one third.
+        assert_eq!(known.level(2 << 20, 2), Level::L2);
+        assert_eq!(known.level((32 << 20) + 1, 2), Level::Memory);
+        assert_eq!(ceilings(Caches::default()).level(1, 1), Level::Memory);
+    }
+
+    #[test]
+    fn the_measurement_is_whole() {
+        let measured = Ceilings::measure(2).expect("threads start");
+        assert_eq!(measured.workers, 2);
+        assert!(measured.hand_off.is_some_and(|seconds| seconds > 0.0));
+        let tiers = vector_tiers();
+        assert!(measured.peaks.len() >= tiers.len());
+        for isa in tiers {
+            for rates in [measured.f32_peak(isa), measured.reading(Level::Memory, isa)] {
+                let rates = rates.expect("every tier has its loops");
+                assert!(rates.one > 0.0 && rates.all > 0.0, "{rates:?}");
+            }
+        }
+    }
+}
