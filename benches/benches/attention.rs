@@ -22,6 +22,7 @@ fn attention(c: &mut Criterion) {
     }
     bench.flops(&case(1, 2048, 4, 64, false));
     bench.flops(&case(1, 512, 12, 64, true));
+    bench.finish();
 }
 
 criterion_group!(benches, attention);

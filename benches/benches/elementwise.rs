@@ -36,6 +36,7 @@ fn elementwise(c: &mut Criterion) {
             b.one(Binary::values(x[0], kind, divisor))
         }));
     }
+    bench.finish();
 }
 
 criterion_group!(benches, elementwise);

@@ -25,6 +25,7 @@ fn linear(c: &mut Criterion) {
     }
     bench.flops(&case(512, 768, 3072, Activation::Gelu));
     bench.flops(&case(512, 3072, 768, Activation::Identity));
+    bench.finish();
 }
 
 criterion_group!(benches, linear);

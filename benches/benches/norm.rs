@@ -23,6 +23,7 @@ fn norm(c: &mut Criterion) {
         bench.bytes(&case(rows, d, true));
         bench.bytes(&case(rows, d, false));
     }
+    bench.finish();
 }
 
 criterion_group!(benches, norm);

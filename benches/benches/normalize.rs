@@ -31,6 +31,7 @@ fn normalize(c: &mut Criterion) {
         bench.bytes(&case("robust", Center::Median, Spread::MedianDeviation, batch, time));
         bench.bytes(&case("minmax", Center::Minimum, Spread::Range, batch, time));
     }
+    bench.finish();
 }
 
 criterion_group!(benches, normalize);

@@ -4,7 +4,13 @@
 //! Not a benchmark itself, and no list of ops: each file of `benches/` is named after one.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+mod summary;
+
+/// Measured by the backend, because assembly lives there.
+pub use neural_forecast_cpu::ceilings;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
@@ -20,6 +26,7 @@ use neural_forecast_runtime::plan::{
 };
 use neural_forecast_runtime::reference::{Tensor, run_entry, zero_states};
 use neural_forecast_runtime::{MemoryWeights, PlanError};
+use summary::{Row, Work};
 
 /// Work up to which a case is compared with the reference before it is timed: a second or so of
 /// naive sums.
@@ -28,6 +35,9 @@ const CHECKED_FLOPS_MAX: u64 = 500_000_000;
 /// Largest `|d| / max(1, |ref|)` in single precision.
 const TOLERANCE: f64 = 1e-5;
 
+/// Samples of a case.
+const SAMPLES: usize = 20;
+
 /// A plan of one or few ops with random weights, and a batch.
 pub struct Case {
     /// What is varied, for the bench's id.
@@ -35,6 +45,7 @@ pub struct Case {
     plan: Plan,
     batch: usize,
     weights: MemoryWeights,
+    rereads: Option<Box<dyn Fn(&str) -> u64>>,
 }
 
 impl Case {
@@ -68,7 +79,15 @@ impl Case {
             weight.and_then(|weight| weight.shape.last()).map_or(1.0, |&n| 1.0 / (n as f32).sqrt())
         };
         let weights = draw(&plan, 1, |name| Init::Uniform(bound(name)));
-        Case { name: name.into(), plan, batch, weights }
+        Case { name: name.into(), plan, batch, weights, rereads: None }
+    }
+
+    /// Says how often a run reads each weight, by name; once otherwise. Those that are read more
+    /// than once, a layer at a time, are what a cache has to hold.
+    #[must_use]
+    pub fn rereads(mut self, times: impl Fn(&str) -> u64 + 'static) -> Case {
+        self.rereads = Some(Box::new(times));
+        self
     }
 
     fn bucket(&self) -> Bucket {
@@ -92,11 +111,34 @@ impl Case {
 
     /// Bytes that a run reads and writes at least: inputs, weights, outputs.
     pub fn bytes(&self) -> u64 {
+        4 * self.plan.parameters() as u64 + self.bytes_of_values()
+    }
+
+    fn bytes_of_values(&self) -> u64 {
         let entry = &self.plan.entries[0];
         let ends =
             entry.inputs.iter().map(|i| i.value).chain(entry.outputs.iter().map(|o| o.value));
         let values = ends.map(|id| elements(&entry.value(id).shape, self.bucket())).sum::<usize>();
-        4 * (values + self.plan.parameters()) as u64
+        4 * values as u64
+    }
+
+    /// What a run does at least, with weights of a precision.
+    fn work(&self, precision: Precision) -> Work {
+        let (mut bytes, mut once) = (self.bytes_of_values(), 0);
+        // By what a name begins with, so that a layer's directions count together.
+        let mut layers: BTreeMap<&str, u64> = BTreeMap::new();
+        for weight in &self.plan.weights {
+            let size = weight.shape.iter().product::<usize>() as u64 * width(precision);
+            let times = self.rereads.as_ref().map_or(1, |times| times(&weight.name));
+            bytes += times * size;
+            once += size;
+            if times > 1 {
+                let layer = weight.name.rsplit_once('.').map_or("", |(layer, _)| layer);
+                *layers.entry(layer).or_default() += size;
+            }
+        }
+        let footprint = layers.into_values().max().unwrap_or(once + self.bytes_of_values());
+        Work { flops: self.flops(), bytes, footprint }
     }
 
     /// Compares a run with the reference, where that takes little time.
@@ -136,11 +178,22 @@ impl Case {
     }
 }
 
+/// Bytes of a stored weight.
+fn width(precision: Precision) -> u64 {
+    match precision {
+        Precision::F32 | Precision::Tf32 => 4,
+        Precision::F16 | Precision::Bf16 => 2,
+        Precision::Int8 | Precision::Fp8 => 1,
+    }
+}
+
 /// A group of benches on one device.
 pub struct Bench<'c> {
+    op: String,
     group: BenchmarkGroup<'c, WallTime>,
     device: OpenDevice,
     precisions: Vec<Precision>,
+    rows: Vec<Row>,
 }
 
 impl<'c> Bench<'c> {
@@ -153,8 +206,9 @@ impl<'c> Bench<'c> {
             .unwrap_or_else(|error: Error| panic!("{error}"));
         let mut group = criterion.benchmark_group(op);
         group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-        group.sample_size(20);
-        Bench { group, device, precisions: vec![Precision::F32] }
+        group.sample_size(SAMPLES);
+        let (op, precisions, rows) = (op.to_owned(), vec![Precision::F32], Vec::new());
+        Bench { op, group, device, precisions, rows }
     }
 
     /// Also in these precisions.
@@ -189,10 +243,34 @@ impl<'c> Bench<'c> {
             }
             let mut output = vec![0.0; program.info().output_elements[0].0];
             let id = BenchmarkId::new(precision.name(), &case.name);
+            // Criterion's own samples, kept for the summary: the last ones are the measured ones,
+            // what comes before them is warming up.
+            let mut samples = Vec::new();
             self.group.bench_function(id, |b| {
-                b.iter(|| call(program.as_mut(), case.batch, &inputs, &mut output));
+                b.iter_custom(|calls| {
+                    let start = Instant::now();
+                    for _ in 0..calls {
+                        call(program.as_mut(), case.batch, &inputs, &mut output);
+                    }
+                    let elapsed = start.elapsed();
+                    samples.push(elapsed.as_secs_f64() / calls as f64);
+                    elapsed
+                });
             });
+            if samples.len() > SAMPLES {
+                let measured = samples.len() - SAMPLES..;
+                samples[measured.clone()].sort_by(f64::total_cmp);
+                let seconds = samples[measured][SAMPLES / 2];
+                let work = case.work(precision);
+                self.rows.push(Row { case: case.name.clone(), precision, seconds, work });
+            }
         }
+    }
+
+    /// Ends the group and prints its summary beside the machine's ceilings.
+    pub fn finish(self) {
+        self.group.finish();
+        summary::print(&self.op, self.device.device.capabilities(), &self.rows);
     }
 
     fn compile(&self, case: &Case, precision: Precision) -> Box<dyn Program> {

@@ -4,161 +4,16 @@
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
 
+mod networks;
+
+use networks::{Failure, lstm, transformer};
 use neural_forecast_cpu::{CpuDevice, CpuOptions};
 use neural_forecast_runtime::MemoryWeights;
 use neural_forecast_runtime::device::{
     Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Run,
 };
-use neural_forecast_runtime::ops::{
-    Activation, AttentionLayer, Cell, FeedForward, Initial, Keep, Linear, NormKind, NormPlacement,
-    NormWeights, Op, Product, Reshape, RnnStack, RnnWeights, Stack, Sublayer, SublayerKind,
-};
-use neural_forecast_runtime::plan::{
-    Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, WeightId,
-};
+use neural_forecast_runtime::plan::{Bucket, EntryKind, Plan};
 use std::time::{Duration, Instant};
-
-type Failure = Box<dyn std::error::Error>;
-
-struct Build {
-    plan: PlanBuilder,
-    weights: MemoryWeights,
-    count: usize,
-    state: u64,
-}
-
-impl Build {
-    fn float(&mut self) -> f32 {
-        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn weight(&mut self, shape: &[usize]) -> WeightId {
-        let name = format!("w{}", self.count);
-        self.count += 1;
-        let scale = 1.0 / (shape.last().copied().unwrap_or(1) as f32).sqrt();
-        let n = shape.iter().product();
-        let values: Vec<f32> = (0..n).map(|_| self.float() * scale).collect();
-        self.weights.insert(name.clone(), shape, &values);
-        self.plan.weight(name, shape)
-    }
-
-    fn product(&mut self, n: usize, k: usize) -> Product {
-        Product { weight: self.weight(&[n, k]), bias: Some(self.weight(&[n])) }
-    }
-
-    fn norm(&mut self, d: usize) -> NormWeights {
-        let (weight, bias) = (Some(self.weight(&[d])), Some(self.weight(&[d])));
-        NormWeights { kind: NormKind::Layer, weight, weight_offset: 1.0, bias, eps: 1e-5 }
-    }
-}
-
-fn start(name: &str, steps: usize) -> Build {
-    let mut plan = PlanBuilder::new(name, Context::Fixed(steps));
-    plan.begin(EntryKind::Full);
-    Build { plan, weights: MemoryWeights::new(), count: 0, state: 42 }
-}
-
-fn lstm(
-    name: &str,
-    (steps, features): (usize, usize),
-    (layers, d): (usize, usize),
-    out: usize,
-    directions: usize,
-) -> Result<(Plan, MemoryWeights), Failure> {
-    let mut b = start(name, steps);
-    let x = b.plan.input("x", DType::F32, &[Dim::BATCH, steps.into(), features.into()]);
-    let mut stack = Vec::new();
-    for l in 0..layers {
-        let k = if l == 0 { features } else { directions * d };
-        let mut layer = Vec::new();
-        for _ in 0..directions {
-            layer.push(RnnWeights {
-                w_ih: b.weight(&[4 * d, k]),
-                w_hh: b.weight(&[4 * d, d]),
-                b_ih: Some(b.weight(&[4 * d])),
-                b_hh: Some(b.weight(&[4 * d])),
-                w_hr: None,
-            });
-        }
-        stack.push(layer);
-    }
-    let h = b.plan.one(RnnStack {
-        x,
-        cell: Cell::Lstm,
-        hidden: d,
-        projection: None,
-        layers: stack,
-        initial: Initial::Zero,
-        states: None,
-        keep: Keep::Last(1),
-        finals: false,
-    })?;
-    finish(b, h, directions * d, out)
-}
-
-fn transformer(
-    name: &str,
-    (steps, features): (usize, usize),
-    (layers, d, heads, ff): (usize, usize, usize, usize),
-    out: usize,
-) -> Result<(Plan, MemoryWeights), Failure> {
-    let mut b = start(name, steps);
-    let x = b.plan.input("x", DType::F32, &[Dim::BATCH, steps.into(), features.into()]);
-    let embed = b.product(d, features);
-    let x = b.plan.one(Linear::new(x, embed.weight).bias(embed.bias))?;
-    let mut stack = Vec::new();
-    for _ in 0..layers {
-        let head = d / heads;
-        let attention = AttentionLayer {
-            query: b.product(d, d),
-            key: b.product(d, d),
-            value: b.product(d, d),
-            output: b.product(d, d),
-            heads,
-            head,
-            scale: 1.0 / (head as f32).sqrt(),
-            causal: false,
-            bias: None,
-            rope: None,
-            qk_norm: None,
-            per_dim_scale: None,
-        };
-        let norms = [b.norm(d), b.norm(d)];
-        let forward = FeedForward {
-            up: b.product(ff, d),
-            gate: None,
-            down: b.product(d, ff),
-            activation: Activation::Gelu,
-        };
-        stack.push(vec![
-            Sublayer {
-                kind: SublayerKind::SelfAttention(attention),
-                norm: NormPlacement::Pre(norms[0]),
-            },
-            Sublayer {
-                kind: SublayerKind::FeedForward(forward),
-                norm: NormPlacement::Pre(norms[1]),
-            },
-        ]);
-    }
-    let stack = Stack { keep: Keep::Last(1), ..Stack::new(x, stack) };
-    let h = b.plan.one(Op::EncoderStack(stack))?;
-    finish(b, h, d, out)
-}
-
-fn finish(
-    mut b: Build,
-    h: neural_forecast_runtime::plan::ValueId,
-    width: usize,
-    out: usize,
-) -> Result<(Plan, MemoryWeights), Failure> {
-    let flat = b.plan.one(Reshape { x: h, shape: vec![Dim::BATCH, width.into()] })?;
-    let head = b.product(out, width);
-    let y = b.plan.one(Linear::new(flat, head.weight).bias(head.bias))?;
-    b.plan.output("y", y, Vec::new());
-    Ok((b.plan.finish()?, b.weights))
-}
 
 /// Microseconds that the calling thread was on a core, where the system says so: what a run costs
 /// on a machine that is not quiet.

@@ -3,6 +3,7 @@
 //! Not part of the product: nothing that ships depends on it.
 #![forbid(unsafe_code)]
 
+pub mod instructions;
 pub mod ptx;
 pub mod tidy;
 

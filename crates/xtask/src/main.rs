@@ -8,10 +8,13 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("tidy") => xtask::tidy::run(&root),
+        Some("instructions") => xtask::instructions::run(&root, &arguments[1..]),
         Some("ptx") => xtask::ptx::run(&root, &arguments[1..]),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy\n       cargo xtask ptx [--check|--check-all] [NAME…]"
+                "usage: cargo xtask tidy
+       cargo xtask instructions [--check|--write]
+       cargo xtask ptx [--check|--check-all] [NAME…]"
             );
             ExitCode::from(2)
         }

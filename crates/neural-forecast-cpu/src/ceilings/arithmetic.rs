@@ -11,6 +11,11 @@ use std::hint::black_box;
 /// portable tier; fused ones take four or five).
 const CHAINS: usize = 12;
 
+/// Name of the loop of bf16 dot products.
+pub(super) const BF16: &str = "bf16 VDPBF16PS, 512 bit";
+/// Name of the loop of int8 dot products.
+pub(super) const INT8: &str = "int8 VPDPBUSD, 512 bit";
+
 /// A loop of one instruction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arithmetic {
@@ -24,6 +29,10 @@ pub(super) struct Arithmetic {
 #[derive(Clone, Copy, Debug)]
 enum Body {
     Fma(Isa),
+    /// What the portable tier compiles to on every x86-64: arrays of accumulators would not stay in
+    /// registers there.
+    #[cfg(target_arch = "x86_64")]
+    Sse,
     #[cfg(target_arch = "x86_64")]
     Dot(x86::Dot),
 }
@@ -38,7 +47,11 @@ impl Arithmetic {
                 _ => "f32 FMA, 512 bit",
             },
             operations: 2 * CHAINS * isa.lanes(),
-            body: Body::Fma(isa),
+            body: match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Portable(_) => Body::Sse,
+                _ => Body::Fma(isa),
+            },
         };
         #[allow(unused_mut)]
         let mut all: Vec<Arithmetic> = super::vector_tiers().into_iter().map(fma).collect();
@@ -55,6 +68,8 @@ impl Arithmetic {
     pub(super) fn run(self, rounds: usize) {
         match self.body {
             Body::Fma(isa) => black_box(isa.run(Fma { rounds })),
+            #[cfg(target_arch = "x86_64")]
+            Body::Sse => black_box(x86::sse(rounds)),
             #[cfg(target_arch = "x86_64")]
             Body::Dot(dot) => black_box(dot.run(rounds)),
         };
@@ -110,8 +125,8 @@ mod x86 {
 
         pub(super) fn name(self) -> &'static str {
             match self.instruction {
-                Instruction::Bf16 => "bf16 VDPBF16PS, 512 bit",
-                Instruction::Int8 => "int8 VPDPBUSD, 512 bit",
+                Instruction::Bf16 => super::BF16,
+                Instruction::Int8 => super::INT8,
             }
         }
 
@@ -131,6 +146,29 @@ mod x86 {
                 Instruction::Int8 => unsafe { int8(rounds) },
             }
         }
+    }
+
+    /// Products and sums of 128 bits.
+    pub(super) fn sse(rounds: usize) -> f32 {
+        // SAFETY: every x86-64 has SSE2.
+        unsafe { sse2(rounds) }
+    }
+
+    #[target_feature(enable = "sse2")]
+    fn sse2(rounds: usize) -> f32 {
+        let (half, term) = (_mm_set1_ps(black_box(0.5)), _mm_set1_ps(black_box(0.5)));
+        let mut chains = [_mm_set1_ps(black_box(0.0)); CHAINS];
+        for _ in 0..rounds {
+            for chain in &mut chains {
+                *chain = _mm_add_ps(_mm_mul_ps(*chain, half), term);
+            }
+        }
+        let mut lanes = [0.0f32; 4 * CHAINS];
+        for (lanes, chain) in lanes.chunks_exact_mut(4).zip(chains) {
+            // SAFETY: each chunk has four floats, and the store needs no alignment.
+            unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), chain) };
+        }
+        lanes.iter().sum()
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -173,6 +211,8 @@ mod tests {
             let expected = (1.0 - 0.5f32.powi(10)) * (CHAINS * isa.lanes()) as f32;
             assert_eq!(isa.run(Fma { rounds: 10 }), expected, "{}", isa.name());
         }
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(x86::sse(10), (1.0 - 0.5f32.powi(10)) * (4 * CHAINS) as f32);
         #[cfg(target_arch = "x86_64")]
         for dot in x86::Dot::available() {
             // Every product is 1, so the lanes add up to the multiply-adds done.

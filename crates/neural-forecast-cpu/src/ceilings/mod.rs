@@ -1,7 +1,7 @@
 //! What this machine can do at most: multiply-adds a second, bytes a second from each level of
 //! memory, and how soon one core sees what another wrote. The benchmarks divide by these.
 //!
-//! Measured, in about two seconds, with the team of threads that forecasts use; nothing is taken
+//! Measured, in a second or two, with the team of threads that forecasts use; nothing is taken
 //! from a data sheet. Best of several repeats, because a ceiling is what nothing disturbed. Not
 //! part of the product: no kernel chooses by it.
 
@@ -15,14 +15,16 @@ use crate::isa::Isa;
 use crate::memory::Buffer;
 use crate::team::{Team, TeamError};
 use arithmetic::Arithmetic;
+use neural_forecast_runtime::device::Precision;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long one repeat takes at least; the clock's own resolution vanishes in it.
-const REPEAT: Duration = Duration::from_micros(1500);
-/// Repeats of which the best counts.
-const REPEATS: usize = 7;
+const REPEAT: Duration = Duration::from_micros(200);
+/// Repeats of which the best counts: many short ones, so that some fall where neither an interrupt
+/// nor a stranger's thread on the same core disturbs.
+const REPEATS: usize = 40;
 /// Footprint of the reads from memory, where no cache is known to be larger.
 const MEMORY_BYTES: usize = 128 << 20;
 /// The most memory that the measurement takes.
@@ -135,6 +137,19 @@ impl Ceilings {
         self.peaks.get(tier).map(|peak| peak.rates)
     }
 
+    /// The most operations a second over weights of a precision with vectors as wide as a tier's:
+    /// by the instruction that the processor has for them, whether the tier uses it or not, or in
+    /// `f32`.
+    pub fn peak(&self, isa: Isa, precision: Precision) -> Option<Rates> {
+        let made_for = match precision {
+            Precision::Bf16 if isa.lanes() == 16 => Some(arithmetic::BF16),
+            Precision::Int8 if isa.lanes() == 16 => Some(arithmetic::INT8),
+            _ => None,
+        };
+        let found = self.peaks.iter().find(|peak| Some(peak.name) == made_for);
+        found.map(|peak| peak.rates).or_else(|| self.f32_peak(isa))
+    }
+
     /// Where a loop over `footprint` bytes, split evenly over `workers`, finds them.
     pub fn level(&self, footprint: usize, workers: usize) -> Level {
         let share = footprint.div_ceil(workers.max(1));
@@ -214,7 +229,7 @@ fn best(team: &mut Team, job: impl Fn(usize) + Sync) -> std::io::Result<f64> {
 }
 
 fn clock(team: &mut Team) -> std::io::Result<Option<f64>> {
-    const CYCLES: usize = 5_000_000;
+    const CYCLES: usize = 800_000;
     if !reads::spend(CYCLES) {
         return Ok(None);
     }
@@ -271,7 +286,7 @@ struct Line(AtomicU64);
 
 /// Two workers answer each other through one line; the others wait at the barrier.
 fn hand_off(team: &mut Team) -> std::io::Result<f64> {
-    const ROUNDS: u64 = 5_000;
+    const ROUNDS: u64 = 1_000;
     let line = Line(AtomicU64::new(0));
     let seconds = best(team, |worker| {
         // The line counts on from repeat to repeat; both sides see the same even number first.

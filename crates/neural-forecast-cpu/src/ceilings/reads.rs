@@ -74,9 +74,12 @@ mod x86 {
         }
     }
 
-    /// A function that loads blocks of 1,024 bytes with one vector register.
+    /// A function that loads blocks of 1,024 bytes into eight registers in turn. One alone would
+    /// do, were it not that 128-bit loads keep a register's upper half and so wait for the last.
     macro_rules! reader {
-        ($name:ident, $feature:literal, $move:literal, $class:ident, $($at:literal)*) => {
+        ($name:ident, $feature:literal, $move:literal, $class:ident,
+            $([$a:literal $b:literal $c:literal $d:literal $e:literal $f:literal $g:literal
+                $h:literal])*) => {
             /// # Safety
             /// `p` is readable for `blocks` blocks, of which there is at least one.
             #[target_feature(enable = $feature)]
@@ -85,14 +88,26 @@ mod x86 {
                 // `blocks` times 1,024 bytes and ends because there is at least one.
                 unsafe {
                     asm!(
+                        ".p2align 6",
                         "2:",
-                        $(concat!($move, " {v}, [{p} + ", $at, "]"),)*
+                        $(
+                            concat!($move, " {v0}, [{p} + ", $a, "]"),
+                            concat!($move, " {v1}, [{p} + ", $b, "]"),
+                            concat!($move, " {v2}, [{p} + ", $c, "]"),
+                            concat!($move, " {v3}, [{p} + ", $d, "]"),
+                            concat!($move, " {v4}, [{p} + ", $e, "]"),
+                            concat!($move, " {v5}, [{p} + ", $f, "]"),
+                            concat!($move, " {v6}, [{p} + ", $g, "]"),
+                            concat!($move, " {v7}, [{p} + ", $h, "]"),
+                        )*
                         "add {p}, 1024",
                         "dec {n}",
                         "jnz 2b",
                         p = inout(reg) p => _,
                         n = inout(reg) blocks => _,
-                        v = out($class) _,
+                        v0 = out($class) _, v1 = out($class) _, v2 = out($class) _,
+                        v3 = out($class) _, v4 = out($class) _, v5 = out($class) _,
+                        v6 = out($class) _, v7 = out($class) _,
                         options(readonly, nostack),
                     );
                 }
@@ -101,13 +116,23 @@ mod x86 {
     }
 
     reader!(read_512, "avx512f", "vmovups", zmm_reg,
-        0 64 128 192 256 320 384 448 512 576 640 704 768 832 896 960);
+        [0 64 128 192 256 320 384 448]
+        [512 576 640 704 768 832 896 960]
+    );
     reader!(read_256, "avx", "vmovups", ymm_reg,
-        0 32 64 96 128 160 192 224 256 288 320 352 384 416 448 480
-        512 544 576 608 640 672 704 736 768 800 832 864 896 928 960 992);
+        [0 32 64 96 128 160 192 224]
+        [256 288 320 352 384 416 448 480]
+        [512 544 576 608 640 672 704 736]
+        [768 800 832 864 896 928 960 992]
+    );
     reader!(read_128, "sse2", "movups", xmm_reg,
-        0 16 32 48 64 80 96 112 128 144 160 176 192 208 224 240
-        256 272 288 304 320 336 352 368 384 400 416 432 448 464 480 496
-        512 528 544 560 576 592 608 624 640 656 672 688 704 720 736 752
-        768 784 800 816 832 848 864 880 896 912 928 944 960 976 992 1008);
+        [0 16 32 48 64 80 96 112]
+        [128 144 160 176 192 208 224 240]
+        [256 272 288 304 320 336 352 368]
+        [384 400 416 432 448 464 480 496]
+        [512 528 544 560 576 592 608 624]
+        [640 656 672 688 704 720 736 752]
+        [768 784 800 816 832 848 864 880]
+        [896 912 928 944 960 976 992 1008]
+    );
 }
