@@ -71,7 +71,7 @@ fn check(root: &Path) -> Result<String, String> {
 fn write(root: &Path) -> Result<String, String> {
     let (compiler, rows) = (compiler()?, count(root)?);
     let text = format!(
-        "# Instructions of one forward pass on one thread, counted by callgrind: tier, case, count.\n\
+        "# Instructions of one forward pass on one thread, by callgrind: tier, case, count.\n\
          # Written by `cargo xtask instructions --write`, compared by `--check`; the cases are in\n\
          # crates/neural-forecast-cpu/examples/instructions.rs. Valgrind runs no AVX-512.\n\
          compiler: {compiler}\n{}",

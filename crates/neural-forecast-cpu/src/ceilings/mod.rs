@@ -20,15 +20,25 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long one repeat takes at least; the clock's own resolution vanishes in it.
-const REPEAT: Duration = Duration::from_micros(200);
-/// Repeats of which the best counts: many short ones, so that some fall where neither an interrupt
-/// nor a stranger's thread on the same core disturbs.
-const REPEATS: usize = 40;
-/// Footprint of the reads from memory, where no cache is known to be larger.
-const MEMORY_BYTES: usize = 128 << 20;
-/// The most memory that the measurement takes.
-const MEMORY_BYTES_MAX: usize = 512 << 20;
+/// How much is done for a figure.
+#[derive(Clone, Debug)]
+struct Effort {
+    /// How long one repeat takes at least; the clock's own resolution vanishes in it.
+    repeat: Duration,
+    /// Repeats of which the best counts.
+    repeats: usize,
+    /// Footprint of the reads from memory, where no cache is known to be larger, and at most.
+    memory: std::ops::RangeInclusive<usize>,
+}
+
+/// How long the team is kept busy first: new threads begin on the core that made them, and it takes
+/// a scheduler some milliseconds to spread them.
+const SETTLE: Duration = Duration::from_millis(60);
+
+/// Many short repeats, so that some fall where neither an interrupt nor a stranger's thread on the
+/// same core disturbs.
+const FULL: Effort =
+    Effort { repeat: Duration::from_micros(200), repeats: 40, memory: 128 << 20..=512 << 20 };
 
 /// Operations or bytes a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,11 +127,17 @@ impl Ceilings {
     /// # Errors
     /// If the system gives no threads.
     pub fn measure(workers: usize) -> std::io::Result<Ceilings> {
-        let mut teams = Teams { one: Team::new(1)?, all: Team::new(workers)? };
+        Ceilings::measure_with(workers, FULL)
+    }
+
+    fn measure_with(workers: usize, effort: Effort) -> std::io::Result<Ceilings> {
+        let mut teams = Teams { one: Team::new(1)?, all: Team::new(workers)?, effort };
         let caches = Caches::of_this_machine();
         let workers = teams.all.workers();
-        let clock = clock(&mut teams.one)?;
-        let hand_off = (workers > 1).then(|| hand_off(&mut teams.all)).transpose()?;
+        let begun = Instant::now();
+        teams.all.run(|_| while begun.elapsed() < SETTLE {}).map_err(failed)?;
+        let clock = clock(&mut teams)?;
+        let hand_off = (workers > 1).then(|| hand_off(&mut teams)).transpose()?;
         let mut peaks = Vec::new();
         for arithmetic in Arithmetic::available() {
             let rates = teams.rates(arithmetic.operations as f64, |_, n| arithmetic.run(n))?;
@@ -181,29 +197,31 @@ fn failed(error: TeamError) -> std::io::Error {
 struct Teams {
     one: Team,
     all: Team,
+    effort: Effort,
 }
 
 impl Teams {
     /// Work a second of one core and of all, where `turn(worker, n)` does `n` times `work`.
     fn rates(&mut self, work: f64, turn: impl Fn(usize, usize) + Sync) -> std::io::Result<Rates> {
-        let turns = calibrate(|n| turn(0, n));
-        let one = turns as f64 * work / best(&mut self.one, |worker| turn(worker, turns))?;
+        let turns = calibrate(self.effort.repeat, |n| turn(0, n));
+        let repeats = self.effort.repeats;
+        let one = turns as f64 * work / best(&mut self.one, repeats, |_| turn(0, turns))?;
         if self.all.workers() == 1 {
             return Ok(Rates { one, all: one });
         }
         let all = turns as f64 * work * self.all.workers() as f64;
-        let all = all / best(&mut self.all, |worker| turn(worker, turns))?;
+        let all = all / best(&mut self.all, repeats, |worker| turn(worker, turns))?;
         Ok(Rates { one, all })
     }
 }
 
-/// How many turns take [`REPEAT`].
-fn calibrate(turn: impl Fn(usize)) -> usize {
+/// How many turns take `least`.
+fn calibrate(least: Duration, turn: impl Fn(usize)) -> usize {
     let mut n = 1;
     loop {
         let start = Instant::now();
         turn(n);
-        if start.elapsed() >= REPEAT || n > usize::MAX / 4 {
+        if start.elapsed() >= least || n > usize::MAX / 4 {
             return n;
         }
         n *= 2;
@@ -211,10 +229,10 @@ fn calibrate(turn: impl Fn(usize)) -> usize {
 }
 
 /// Seconds of the fastest of several repeats of a job that all workers begin together.
-fn best(team: &mut Team, job: impl Fn(usize) + Sync) -> std::io::Result<f64> {
+fn best(team: &mut Team, repeats: usize, job: impl Fn(usize) + Sync) -> std::io::Result<f64> {
     let least = AtomicU64::new(u64::MAX);
     team.run(|worker| {
-        for _ in 0..REPEATS {
+        for _ in 0..repeats {
             worker.barrier();
             let start = Instant::now();
             job(worker.index());
@@ -228,12 +246,12 @@ fn best(team: &mut Team, job: impl Fn(usize) + Sync) -> std::io::Result<f64> {
     Ok(least.into_inner() as f64 / 1e9)
 }
 
-fn clock(team: &mut Team) -> std::io::Result<Option<f64>> {
+fn clock(teams: &mut Teams) -> std::io::Result<Option<f64>> {
     const CYCLES: usize = 800_000;
     if !reads::spend(CYCLES) {
         return Ok(None);
     }
-    let seconds = best(team, |_| {
+    let seconds = best(&mut teams.one, teams.effort.repeats, |_| {
         reads::spend(CYCLES);
     })?;
     Ok(Some(CYCLES as f64 / seconds))
@@ -254,12 +272,14 @@ fn readings(teams: &mut Teams, caches: Caches) -> std::io::Result<Vec<Reading>> 
         let many = caches.l2.map_or(l3, |l2| 8 * l2);
         footprints.push((Level::L3, whole((l3 / (2 * workers)).min(many))));
     }
+    let bounds = &teams.effort.memory;
     let largest = caches.l3.or(caches.l2).unwrap_or(0);
-    let memory = (4 * largest).clamp(MEMORY_BYTES, MEMORY_BYTES_MAX) / workers;
+    let memory = (4 * largest).clamp(*bounds.start(), *bounds.end()) / workers;
     footprints.push((Level::Memory, whole(memory)));
+    let most = footprints.iter().map(|&(_, bytes)| bytes).max().unwrap_or(0);
     // Written, so that every page is the process's own and not the system's page of zeros.
     let buffer = |_| {
-        let mut buffer = Buffer::zeroed(memory / size_of::<f32>());
+        let mut buffer = Buffer::zeroed(most / size_of::<f32>());
         buffer.as_mut_slice().fill(1.0);
         buffer
     };
@@ -285,10 +305,10 @@ fn readings(teams: &mut Teams, caches: Caches) -> std::io::Result<Vec<Reading>> 
 struct Line(AtomicU64);
 
 /// Two workers answer each other through one line; the others wait at the barrier.
-fn hand_off(team: &mut Team) -> std::io::Result<f64> {
+fn hand_off(teams: &mut Teams) -> std::io::Result<f64> {
     const ROUNDS: u64 = 1_000;
     let line = Line(AtomicU64::new(0));
-    let seconds = best(team, |worker| {
+    let seconds = best(&mut teams.all, teams.effort.repeats, |worker| {
         // The line counts on from repeat to repeat; both sides see the same even number first.
         let base = match worker {
             0 | 1 => line.0.load(Ordering::Acquire) / (2 * ROUNDS) * (2 * ROUNDS),
@@ -371,7 +391,10 @@ mod tests {
 
     #[test]
     fn the_measurement_is_whole() {
-        let measured = Ceilings::measure(2).expect("threads start");
+        // Emulators and sanitizers run this too.
+        let memory = 1 << 20..=1 << 20;
+        let effort = Effort { repeat: Duration::from_micros(20), repeats: 2, memory };
+        let measured = Ceilings::measure_with(2, effort).expect("threads start");
         assert_eq!(measured.workers, 2);
         assert!(measured.hand_off.is_some_and(|seconds| seconds > 0.0));
         let tiers = vector_tiers();
