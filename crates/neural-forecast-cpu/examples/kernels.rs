@@ -1,5 +1,5 @@
-//! GFLOP/s of the products on this machine: `cargo run --release --example kernels
-//! [workers]`.
+//! GFLOP/s of the products on this machine, and what that is a cycle:
+//! `cargo run --release --example kernels [workers]`.
 //!
 //! For tuning tiles and blocks; the project's benchmarks are elsewhere.
 
@@ -9,10 +9,33 @@ use neural_forecast_cpu::memory::Shared;
 use neural_forecast_cpu::{Isa, team::Team};
 use std::time::Instant;
 
+/// Cycles of the core in a second: a step of xorshift is six dependent operations of a cycle each
+/// on every x86 of this century.
+fn clock() -> f64 {
+    let (mut best, mut x) = (f64::MAX, 0x9e37_79b9_7f4a_7c15_u64);
+    for _ in 0..20 {
+        let (start, n) = (Instant::now(), 2_000_000);
+        for _ in 0..n {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+        }
+        best = best.min(start.elapsed().as_secs_f64() / f64::from(n));
+        std::hint::black_box(x);
+    }
+    6.0 / best
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let isa = Isa::from_environment()?;
     let wanted: Option<usize> = std::env::args().nth(1).and_then(|n| n.parse().ok());
-    println!("{} | workers, precision, M x N x K, microseconds, GFLOP/s", isa.name());
+    let hertz = clock();
+    println!(
+        "{} at {:.2} GHz | workers, precision, M x N x K, microseconds, GFLOP/s, FLOP a cycle of a \
+         core",
+        isa.name(),
+        hertz / 1e9
+    );
     for workers in [1, 2].into_iter().filter(|w| wanted.is_none_or(|n| n == *w)) {
         let mut team = Team::new(workers)?;
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -65,10 +88,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 }
                 let flops = 2.0 * (m * n * k) as f64;
                 println!(
-                    "{workers} {:4} {m:4} x {n:4} x {k:4} {:9.2} {:7.1}",
+                    "{workers} {:4} {m:4} x {n:4} x {k:4} {:9.2} {:7.1} {:6.1}",
                     precision.name(),
                     best * 1e6,
-                    flops / best / 1e9
+                    flops / best / 1e9,
+                    flops / best / hertz / workers as f64
                 );
             }
         }

@@ -25,10 +25,11 @@ fn cpu_time() -> f64 {
 fn measure(
     device: &CpuDevice,
     precision: Precision,
+    exact: Option<&[f32]>,
     (plan, weights): &(Plan, MemoryWeights),
     (steps, features): (usize, usize),
     batch: usize,
-) -> Result<(), Failure> {
+) -> Result<Vec<f32>, Failure> {
     let options = LoadOptions { precision, ..LoadOptions::default() };
     let mut resident = device.load(plan, weights, &options)?;
     let bucket = Bucket { batch, length: steps };
@@ -56,13 +57,34 @@ fn measure(
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     let flops = program.info().flops as f64;
     let (p50, least) = (us(times[times.len() / 2]), us(times[0]));
+    // Largest error over the root mean square of what f32 forecasts.
+    let error = exact.map_or(0.0, |exact| {
+        let most = y.iter().zip(exact).fold(0f32, |most, (y, e)| most.max((y - e).abs()));
+        let square = exact.iter().map(|e| e * e).sum::<f32>() / exact.len() as f32;
+        most / square.sqrt()
+    });
     println!(
         "{:18} {:5} B {batch:4}  p50 {p50:11.1} µs  min {least:11.1} µs  {:7.1} GFLOP/s, \
-         caller's CPU {cpu:11.1} µs",
+         caller's CPU {cpu:11.1} µs, off by {error:.5}",
         plan.name,
         precision.name(),
         flops / p50 / 1e3
     );
+    Ok(y)
+}
+
+/// One model at one batch; other precisions after f32, which they are compared with.
+fn compare(
+    device: &CpuDevice,
+    precision: Precision,
+    model: &(Plan, MemoryWeights),
+    input: (usize, usize),
+    batch: usize,
+) -> Result<(), Failure> {
+    let exact = measure(device, Precision::F32, None, model, input, batch)?;
+    if precision != Precision::F32 {
+        measure(device, precision, Some(&exact), model, input, batch)?;
+    }
     Ok(())
 }
 
@@ -93,7 +115,7 @@ fn main() -> Result<(), Failure> {
         if wanted(name) {
             let model = lstm(name, input, shape, out, directions)?;
             for &batch in batches {
-                measure(&device, precision, &model, input, batch)?;
+                compare(&device, precision, &model, input, batch)?;
             }
         }
     }
@@ -105,7 +127,7 @@ fn main() -> Result<(), Failure> {
         if wanted(name) {
             let model = transformer(name, input, shape, 10)?;
             for &batch in batches {
-                measure(&device, precision, &model, input, batch)?;
+                compare(&device, precision, &model, input, batch)?;
             }
         }
     }

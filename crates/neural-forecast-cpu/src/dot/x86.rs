@@ -214,12 +214,18 @@ unsafe fn terms_512(x: *const f32, k: usize, t: usize) -> __m512 {
 /// [`Dot::convert`] of pairs. `VCVTNE2PS2BF16` takes subnormals as zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn pairs_of_row(x: *const f32, k: usize, to: *mut u32, words: usize) -> f32 {
-    for w in (0..words).step_by(16) {
-        // SAFETY: terms below `k` are read, and sixteen of the caller's words written.
-        unsafe {
-            let (low, high) = (terms_512(x, k, 2 * w), terms_512(x, k, 2 * w + 16));
+    let whole = k / 32 * 16;
+    // SAFETY: terms below `k` are read, and sixteen of the caller's words at a time written.
+    unsafe {
+        let store = |w: usize, low, high| {
             let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(to.add(w).cast(), pairs);
+        };
+        for w in (0..whole).step_by(16) {
+            store(w, _mm512_loadu_ps(x.add(2 * w)), _mm512_loadu_ps(x.add(2 * w + 16)));
+        }
+        for w in (whole..words).step_by(16) {
+            store(w, terms_512(x, k, 2 * w), terms_512(x, k, 2 * w + 16));
         }
     }
     1.0
@@ -228,22 +234,27 @@ unsafe fn pairs_of_row(x: *const f32, k: usize, to: *mut u32, words: usize) -> f
 /// [`Dot::convert`] of bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn bytes_of_row_512(x: *const f32, k: usize, to: *mut u32, words: usize) -> f32 {
+    let whole = k / 16 * 16;
     // SAFETY: terms below `k` are read, and `4 · words` of the caller's bytes written.
     unsafe {
         // Magnitudes compare as their bits, NaN above all.
-        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-        let mut most = _mm512_setzero_si512();
-        for t in (0..k).step_by(16) {
-            let bits = _mm512_and_si512(_mm512_castps_si512(terms_512(x, k, t)), magnitude);
-            most = _mm512_max_epi32(most, bits);
+        let bits = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff));
+        let mut most = bits(terms_512(x, k, whole));
+        for t in (0..whole).step_by(16) {
+            most = _mm512_max_epi32(most, bits(_mm512_loadu_ps(x.add(t))));
         }
         let (down, up) = byte_scales(_mm512_reduce_max_epi32(most) as u32);
         let down = _mm512_set1_ps(down);
-        for w in (0..words).step_by(4) {
-            let scaled = _mm512_mul_ps(terms_512(x, k, 4 * w), down);
-            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
+        let store = |t: usize, x| {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, down)));
             let bytes = _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN));
-            _mm_storeu_si128(to.add(w).cast(), bytes);
+            _mm_storeu_si128(to.cast::<u8>().add(t).cast(), bytes);
+        };
+        for t in (0..whole).step_by(16) {
+            store(t, _mm512_loadu_ps(x.add(t)));
+        }
+        for t in (whole..4 * words).step_by(16) {
+            store(t, terms_512(x, k, t));
         }
         up
     }

@@ -197,6 +197,24 @@ fn rows_may_be_steps_of_sequences_and_unaligned() {
 }
 
 #[test]
+fn small_products_keep_floats_where_bytes_were_asked_for() {
+    for (shape, expected) in [
+        ((100, 16), Precision::F32),
+        ((16, 100), Precision::F32),
+        ((17, 17), Precision::Int8),
+        ((17, TERMS_MAX + 1), Precision::Int8),
+    ] {
+        assert_eq!(kept(Precision::Int8, shape), expected, "{shape:?}");
+        assert_eq!(kept(Precision::Bf16, shape), Precision::Bf16);
+        assert_eq!(kept(Precision::F32, shape), Precision::F32);
+    }
+    let isa = Isa::available().pop().unwrap();
+    let long = vec![1.0; TERMS_MAX + 1];
+    let long = Packed::new(isa, Precision::Int8, &long, (1, TERMS_MAX + 1), 1, None);
+    assert_eq!(long.precision(), Precision::Bf16, "too long for bytes");
+}
+
+#[test]
 fn the_longest_rows_fit_and_longer_bf16_is_widened() {
     let mut random = Random::new("low long");
     for isa in Isa::available() {

@@ -19,7 +19,7 @@ mod product;
 mod tests;
 
 pub use epilogue::{Activation, Finish};
-pub use packed::Packed;
+pub use packed::{Packed, kept};
 pub use product::{Product, Scratch};
 
 use crate::counters::{Stem, count};

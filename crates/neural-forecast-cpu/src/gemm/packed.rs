@@ -7,6 +7,9 @@ use crate::dot::{Dot, TERMS_MAX, WORDS_MULTIPLE, bf16_bits, byte_scales};
 use crate::isa::Isa;
 use crate::memory::Buffer;
 
+/// Outputs and terms up to which [`kept`] keeps `f32` weights instead of bytes.
+const BYTES_ABOVE: usize = 16;
+
 /// Weights in the order in which the tiles of one tier read them, with their bias.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -42,8 +45,11 @@ impl Packed {
     /// Packs `weights` `[n, k]` for a tier. With `groups` above 1 (at most 4), output `g · n/groups
     /// + j` is group `g` of unit `j`, and one panel holds all groups of a vector of units.
     ///
+    /// Weights that asked for bytes and have more than [`TERMS_MAX`] terms are kept as bf16, which
+    /// [`Packed::precision`] says.
+    ///
     /// # Panics
-    /// If the lengths differ from the shape, or bytes have more than [`TERMS_MAX`] terms.
+    /// If the lengths differ from the shape.
     pub fn new(
         isa: Isa,
         precision: Precision,
@@ -64,7 +70,10 @@ impl Packed {
         };
         let width = vectors * lanes;
         let panels = (n / groups).div_ceil(width / groups);
-        assert!(precision != Precision::Int8 || k <= TERMS_MAX, "{k} terms, most {TERMS_MAX}");
+        let precision = match precision {
+            Precision::Int8 if k > TERMS_MAX => Precision::Bf16,
+            _ => precision,
+        };
         let dot = if k <= TERMS_MAX { Dot::of(isa, precision) } else { None };
         let panel_stride = word_rows(precision, k) * width;
         let columns = panels * width;
@@ -245,5 +254,17 @@ fn word_rows(precision: Precision, k: usize) -> usize {
     match precision {
         Precision::F32 => k,
         _ => k.div_ceil(terms_per_word(precision)).next_multiple_of(WORDS_MULTIPLE),
+    }
+}
+
+/// How the weights `[n, k]` of a model in precision `asked` are kept. Small products gain no time
+/// by bytes and lose digits where it shows: an input layer over a few features of unlike size would
+/// share one scale between them, and a head's few outputs are the forecast itself. Measured with
+/// `examples/workloads.rs` (a Zen 4, 2026-11-21): keeping both in `f32` halves the error of a small
+/// transformer at the same time.
+pub fn kept(asked: Precision, (n, k): (usize, usize)) -> Precision {
+    match asked {
+        Precision::Int8 if n.min(k) <= BYTES_ABOVE => Precision::F32,
+        _ => asked,
     }
 }

@@ -6,7 +6,7 @@
 use super::{DEPTH_MAX, Kernel, Loaded, activation};
 use crate::attention;
 use crate::counters::Precision;
-use crate::gemm::Packed;
+use crate::gemm::{self, Packed};
 use crate::isa::Isa;
 use crate::norm::{self, Norm};
 use crate::rnn::{self, Rnn};
@@ -109,7 +109,8 @@ impl<'a> Packer<'a> {
             let bias = biased.then_some(bias.as_slice());
             let groups = weights.len();
             let shape = (groups * n, k);
-            Arc::new(Packed::new(self.isa, self.precision, &matrix, shape, groups, bias))
+            let precision = gemm::kept(self.precision, shape);
+            Arc::new(Packed::new(self.isa, precision, &matrix, shape, groups, bias))
         };
         let packed: Vec<_> = (0..heads).map(head).collect();
         self.packed.insert(key, packed.clone());

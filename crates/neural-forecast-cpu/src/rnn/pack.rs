@@ -3,7 +3,7 @@
 
 use super::{Cell, Direction, Head, Rnn, Weights};
 use crate::counters::Precision;
-use crate::gemm::Packed;
+use crate::gemm::{self, Packed};
 use crate::isa::Isa;
 
 impl Rnn {
@@ -21,8 +21,10 @@ impl Rnn {
             let k = if layer == 0 { inputs } else { directions * width };
             let heads = pack_heads(isa, precision, cell, (k, hidden, width), w);
             let projection = w.w_hr.zip(projection);
-            let projection =
-                projection.map(|(w, p)| Packed::new(isa, precision, w, (p, hidden), 1, None));
+            let projection = projection.map(|(w, p)| {
+                let precision = gemm::kept(precision, (p, hidden));
+                Packed::new(isa, precision, w, (p, hidden), 1, None)
+            });
             Direction { heads, projection }
         };
         let layers = layers
@@ -52,8 +54,10 @@ fn pack_heads(
     let (gates, heads) = (cell.gates(), cell.heads());
     if !matches!(cell, Cell::Slstm { .. }) {
         let n = gates * hidden;
-        let w_ih = Packed::new(isa, precision, w.w_ih, (n, inputs), gates, w.b_ih);
-        let w_hh = Packed::new(isa, precision, w.w_hh, (n, width), gates, w.b_hh);
+        let pack = |w: &[f32], k: usize, bias: Option<&[f32]>| {
+            Packed::new(isa, gemm::kept(precision, (n, k)), w, (n, k), gates, bias)
+        };
+        let (w_ih, w_hh) = (pack(w.w_ih, inputs, w.b_ih), pack(w.w_hh, width, w.b_hh));
         return vec![Head { w_ih, w_hh }];
     }
     let d = hidden / heads;
@@ -67,7 +71,8 @@ fn pack_heads(
     let pack = |matrix: &[f32], bias: Option<&[f32]>, head: usize| {
         let matrix = take(matrix, head, d);
         let bias = bias.map(|bias| take(bias, head, 1));
-        Packed::new(isa, precision, &matrix, (gates * d, d), gates, bias.as_deref())
+        let (shape, bias) = ((gates * d, d), bias.as_deref());
+        Packed::new(isa, gemm::kept(precision, shape), &matrix, shape, gates, bias)
     };
     let head = |h| Head { w_ih: pack(w.w_ih, w.b_ih, h), w_hh: pack(w.w_hh, w.b_hh, h) };
     (0..heads).map(head).collect()
