@@ -18,7 +18,7 @@ fn main() -> std::process::ExitCode {
 #[cfg(target_arch = "x86_64")]
 mod check {
     use neural_forecast_cpu::amx::{
-        Amx, Bf16, Dot, Emulated, Int8, Product, TILE_ROWS, TileConfig, Tiles, steps_in,
+        Amx, Arithmetic, Bf16, Emulated, Int8, Product, TILE_ROWS, TileConfig, Tiles, steps_in,
     };
     use std::process::ExitCode;
     use std::time::Instant;
@@ -61,24 +61,25 @@ mod check {
         random.word() & 0x7f7f_7f7f
     }
 
-    /// Runs one random product both ways: the number of sums, and how many differ.
-    fn differ<D: Dot>(
+    /// Runs one random product both ways: the number of sums, how many differ, and
+    /// the first pair that does.
+    fn differ<A: Arithmetic>(
         amx: &mut Amx,
         random: &mut Random,
         (inputs, weights): (Words, Words),
-        same: fn(D::Sum, D::Sum) -> bool,
-        begin: fn(u32) -> D::Sum,
-    ) -> (usize, usize) {
+        same: fn(A::Sum, A::Sum) -> bool,
+        begin: fn(u32) -> A::Sum,
+    ) -> (usize, usize, Option<(A::Sum, A::Sum)>) {
         let mut below = |n: u32| (random.word() % n) as usize;
         let (rows, steps, panels, vectors) = (1 + below(70), below(6), 1 + below(3), 1 + below(4));
         let (pass, accumulate) = (1 + below(4), below(2) == 1);
         let (words, width) = (16 * steps, 16 * vectors);
         let x: Vec<u32> = (0..rows * words).map(|_| inputs(random)).collect();
         let w: Vec<u32> = (0..panels * words * width).map(|_| weights(random)).collect();
-        let mut found: Vec<D::Sum> =
+        let mut found: Vec<A::Sum> =
             (0..rows * panels * width).map(|_| begin(inputs(random))).collect();
         let mut expected = found.clone();
-        let mut product = Product::<D> {
+        let mut product = Product::<A> {
             rows,
             steps,
             input: x.as_ptr().cast(),
@@ -99,30 +100,35 @@ mod check {
             product.out = expected.as_mut_ptr();
             product.run(&mut Emulated::new());
         }
-        let wrong = found.iter().zip(&expected).filter(|(a, b)| !same(**a, **b)).count();
-        (found.len(), wrong)
+        let wrong = found.iter().zip(&expected).filter(|(a, b)| !same(**a, **b));
+        let first = wrong.clone().next().map(|(a, b)| (*a, *b));
+        (found.len(), wrong.count(), first)
     }
 
     fn same_float(a: f32, b: f32) -> bool {
         a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
     }
 
-    /// Compares `repeats` random products; whether all agree.
-    fn compare<D: Dot>(
+    /// Compares random products; whether all agree.
+    fn compare<A: Arithmetic>(
         name: &str,
         amx: &mut Amx,
         random: &mut Random,
         words: (Words, Words),
-        same: fn(D::Sum, D::Sum) -> bool,
-        begin: fn(u32) -> D::Sum,
+        same: fn(A::Sum, A::Sum) -> bool,
+        begin: fn(u32) -> A::Sum,
     ) -> bool {
-        let (mut sums, mut wrong) = (0, 0);
+        let (mut sums, mut wrong, mut first) = (0, 0, None);
         for _ in 0..100 {
-            let (more, differ) = differ::<D>(amx, random, words, same, begin);
+            let (more, differ, pair) = differ::<A>(amx, random, words, same, begin);
             sums += more;
             wrong += differ;
+            first = first.or(pair);
         }
         println!("{name}: {sums} sums in 100 products, {wrong} differ from the emulation");
+        if let Some((found, expected)) = first {
+            println!("    for example {found:?} instead of {expected:?}");
+        }
         wrong == 0 && sums > 0
     }
 
@@ -142,7 +148,7 @@ mod check {
 
     /// Multiplications of full tiles with everything in registers: their rate in operations a
     /// second.
-    fn peak<D: Dot>(amx: &mut Amx) -> f64 {
+    fn peak<A: Arithmetic>(amx: &mut Amx) -> f64 {
         const REPEATS: usize = 1_000_000;
         let mut best = f64::MAX;
         for _ in 0..5 {
@@ -151,28 +157,28 @@ mod check {
                 amx.configure(&TileConfig::with_rows([TILE_ROWS as u8; 8]));
                 let start = Instant::now();
                 for _ in 0..REPEATS {
-                    D::dot::<Amx, 0, 4, 6>(amx);
-                    D::dot::<Amx, 1, 4, 7>(amx);
-                    D::dot::<Amx, 2, 5, 6>(amx);
-                    D::dot::<Amx, 3, 5, 7>(amx);
+                    A::dot::<Amx, 0, 4, 6>(amx);
+                    A::dot::<Amx, 1, 4, 7>(amx);
+                    A::dot::<Amx, 2, 5, 6>(amx);
+                    A::dot::<Amx, 3, 5, 7>(amx);
                 }
                 best = best.min(start.elapsed().as_secs_f64());
             }
             amx.release();
         }
-        (REPEATS * 4 * 2 * 16 * 16 * 16 * D::TERMS) as f64 / best
+        (REPEATS * 4 * 2 * 16 * 16 * 16 * A::TERMS) as f64 / best
     }
 
     /// The rate of one product in operations a second.
-    fn rate<D: Dot>(amx: &mut Amx, (rows, terms, columns): (usize, usize, usize)) -> f64 {
-        let (steps, vectors) = (steps_in::<D>(terms), 2);
+    fn rate<A: Arithmetic>(amx: &mut Amx, (rows, terms, columns): (usize, usize, usize)) -> f64 {
+        let (steps, vectors) = (steps_in::<A>(terms), 2);
         let (words, width) = (16 * steps, 16 * vectors);
         let panels = columns.div_ceil(width);
         // Whole cache lines, for loads that do not cross them.
         let x = vec![Line([0; 16]); rows * steps];
         let w = vec![Line([0; 16]); panels * words * vectors];
-        let mut sums = vec![D::Sum::default(); rows * panels * width];
-        let product = Product::<D> {
+        let mut sums = vec![A::Sum::default(); rows * panels * width];
+        let product = Product::<A> {
             rows,
             steps,
             input: x.as_ptr().cast(),
@@ -185,7 +191,7 @@ mod check {
             out_stride: panels * width,
             out_panel_stride: width,
             accumulate: false,
-            pass: Product::<D>::steps_in_cache(48 * 1024),
+            pass: Product::<A>::steps_in_cache(amx.l1()),
         };
         let operations = 2 * rows * terms * columns;
         let repeats = (4_000_000_000 / operations).clamp(3, 100_000);
@@ -207,8 +213,8 @@ mod check {
     #[repr(align(64))]
     struct Line(#[allow(dead_code)] [u32; 16]);
 
-    fn rates<D: Dot>(name: &str, amx: &mut Amx) {
-        println!("{name}: {:.0} GFLOP/s in registers", peak::<D>(amx) * 1e-9);
+    fn rates<A: Arithmetic>(name: &str, amx: &mut Amx) {
+        println!("{name}: {:.0} GFLOP/s in registers", peak::<A>(amx) * 1e-9);
         for (rows, terms, columns) in [
             (1, 100, 400),
             (1, 200, 800),
@@ -219,7 +225,7 @@ mod check {
             (512, 768, 768),
             (512, 3072, 768),
         ] {
-            let rate = rate::<D>(amx, (rows, terms, columns)) * 1e-9;
+            let rate = rate::<A>(amx, (rows, terms, columns)) * 1e-9;
             println!("{name}: {rows} rows, {terms} terms, {columns} columns: {rate:.0} GFLOP/s");
         }
     }

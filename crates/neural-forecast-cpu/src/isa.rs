@@ -5,6 +5,8 @@
 //! bytes share their `f32` kernels.
 
 #[cfg(target_arch = "x86_64")]
+use crate::amx::{self, Amx};
+#[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
@@ -29,10 +31,14 @@ pub enum Isa {
     /// AVX-512 with VNNI and BF16: bf16 are multiplied by `VDPBF16PS`.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
+    /// AVX-512 with VNNI and BF16, and AMX: bf16 and bytes are multiplied in tile registers. Not
+    /// chosen without being asked for while [`amx::AUTOMATIC`] is false.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
 }
 
 /// Names of all tiers, on whatever machine, each with all instructions of the ones before.
-pub const TIERS: [&str; 5] = ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16"];
+pub const TIERS: [&str; 6] = ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16", "amx"];
 
 /// Why a tier cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,28 +76,44 @@ impl Isa {
             Avx512::new().map(Isa::Avx512),
             Avx512Vnni::new().map(Isa::Avx512Vnni),
             Avx512Bf16::new().map(Isa::Avx512Bf16),
+            Amx::new().map(Isa::Amx),
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let found = [portable];
         found.into_iter().flatten().collect()
     }
 
-    /// The tier named `name`, or the best one.
+    /// The tier that serves unless another is asked for: the best that is chosen by itself.
+    pub fn best() -> Option<Isa> {
+        let mut available = Isa::available().into_iter().rev();
+        available.find(|isa| isa.is_automatic())
+    }
+
+    fn is_automatic(&self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => amx::AUTOMATIC,
+            _ => true,
+        }
+    }
+
+    /// The tier named `name`, or [`Isa::best`].
     ///
     /// # Errors
     /// If there is no such tier, or not on this machine.
     pub fn named(name: Option<&str>) -> Result<Isa, IsaError> {
-        let mut available = Isa::available();
         match name {
-            None => available.pop().ok_or(IsaError { asked: "portable".into(), known: true }),
-            Some(name) => available.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
-                let known = TIERS.contains(&name);
-                IsaError { asked: name.to_owned(), known }
-            }),
+            None => Isa::best().ok_or(IsaError { asked: "portable".into(), known: true }),
+            Some(name) => {
+                Isa::available().into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
+                    let known = TIERS.contains(&name);
+                    IsaError { asked: name.to_owned(), known }
+                })
+            }
         }
     }
 
-    /// The tier that [`ISA_VARIABLE`] names, or the best one where it is unset or empty.
+    /// The tier that [`ISA_VARIABLE`] names, or [`Isa::best`] where it is unset or empty.
     ///
     /// # Errors
     /// As [`Isa::named`].
@@ -113,6 +135,8 @@ impl Isa {
             Isa::Avx512Vnni(_) => 3,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => 4,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => 5,
         }
     }
 
@@ -128,7 +152,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) => Avx512::LANES,
+            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) | Isa::Amx(_) => Avx512::LANES,
         }
     }
 
@@ -139,7 +163,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) => Avx512::ROWS,
+            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) | Isa::Amx(_) => Avx512::ROWS,
         };
         rows[vectors - 1]
     }
@@ -157,6 +181,8 @@ impl Isa {
             Isa::Avx512Vnni(token) => token.base().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(token) => token.vnni().base().vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(token) => token.vectors().vnni().base().vectorize(kernel),
         }
     }
 }
@@ -180,9 +206,20 @@ mod tests {
                 Isa::Avx512Vnni(_) => Avx512Vnni::NAME,
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Bf16(_) => Avx512Bf16::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Amx(_) => Amx::NAME,
             };
             assert_eq!(isa.name(), name);
         }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn amx_serves_by_itself_only_when_it_may() {
+        let best = Isa::best().map(Isa::name);
+        let last = Isa::available().pop().map(Isa::name);
+        assert!(amx::AUTOMATIC || best != Some("amx"));
+        assert!(best == last || last == Some("amx"), "{best:?}, {last:?}");
     }
 
     #[test]

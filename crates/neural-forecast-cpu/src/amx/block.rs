@@ -5,7 +5,7 @@
 //! `k`, ascending. Loads stand just before the first multiplication that needs them, so that they
 //! run beside the multiplications before it.
 
-use super::{Dot, TILE_BYTES, TileConfig, Tiles};
+use super::{Arithmetic, TILE_BYTES, TileConfig, Tiles};
 
 /// Pointers of one block.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,10 @@ unsafe fn finish<T: Tiles, const C: u8>(tiles: &mut T, block: &Block) {
 /// [`one_row_config`] is loaded, and the pointers reach what the block says: that many rows, `V`
 /// tiles of weights and of sums.
 #[inline(always)]
-pub(super) unsafe fn one_row<T: Tiles, D: Dot, const V: usize>(tiles: &mut T, block: &Block) {
+pub(super) unsafe fn one_row<T: Tiles, A: Arithmetic, const V: usize>(
+    tiles: &mut T,
+    block: &Block,
+) {
     const { assert!(1 <= V && V <= 4) }
     let (mut rows, mut at) = (block.rows[0], block.weights);
     // SAFETY: the caller grants all tiles that are touched: `V` of weights and sums, `steps` times.
@@ -82,18 +85,18 @@ pub(super) unsafe fn one_row<T: Tiles, D: Dot, const V: usize>(tiles: &mut T, bl
         for _ in 0..block.steps {
             tiles.load::<4>(rows, block.row_stride);
             tiles.load::<5>(at[0], block.weight_stride);
-            D::dot::<T, 0, 4, 5>(tiles);
+            A::dot::<T, 0, 4, 5>(tiles);
             if V > 1 {
                 tiles.load::<6>(at[1], block.weight_stride);
-                D::dot::<T, 1, 4, 6>(tiles);
+                A::dot::<T, 1, 4, 6>(tiles);
             }
             if V > 2 {
                 tiles.load::<7>(at[2], block.weight_stride);
-                D::dot::<T, 2, 4, 7>(tiles);
+                A::dot::<T, 2, 4, 7>(tiles);
             }
             if V > 3 {
                 tiles.load::<5>(at[3], block.weight_stride);
-                D::dot::<T, 3, 4, 5>(tiles);
+                A::dot::<T, 3, 4, 5>(tiles);
             }
             rows = rows.wrapping_add(TILE_BYTES);
             at = at.map(|p| p.wrapping_add(block.weight_step));
@@ -116,7 +119,10 @@ pub(super) unsafe fn one_row<T: Tiles, D: Dot, const V: usize>(tiles: &mut T, bl
 /// # Safety
 /// As [`one_row`], with [`two_row_config`].
 #[inline(always)]
-pub(super) unsafe fn two_rows<T: Tiles, D: Dot, const V: usize>(tiles: &mut T, block: &Block) {
+pub(super) unsafe fn two_rows<T: Tiles, A: Arithmetic, const V: usize>(
+    tiles: &mut T,
+    block: &Block,
+) {
     const { assert!(1 <= V && V <= 2) }
     let (mut rows, mut at) = (block.rows, [block.weights[0], block.weights[1]]);
     // SAFETY: the caller grants all tiles that are touched: two of rows, `V` of weights, `2 · V` of
@@ -131,15 +137,15 @@ pub(super) unsafe fn two_rows<T: Tiles, D: Dot, const V: usize>(tiles: &mut T, b
         for _ in 0..block.steps {
             tiles.load::<4>(rows[0], block.row_stride);
             tiles.load::<6>(at[0], block.weight_stride);
-            D::dot::<T, 0, 4, 6>(tiles);
+            A::dot::<T, 0, 4, 6>(tiles);
             if V > 1 {
                 tiles.load::<7>(at[1], block.weight_stride);
-                D::dot::<T, 1, 4, 7>(tiles);
+                A::dot::<T, 1, 4, 7>(tiles);
             }
             tiles.load::<5>(rows[1], block.row_stride);
-            D::dot::<T, 2, 5, 6>(tiles);
+            A::dot::<T, 2, 5, 6>(tiles);
             if V > 1 {
-                D::dot::<T, 3, 5, 7>(tiles);
+                A::dot::<T, 3, 5, 7>(tiles);
             }
             rows = rows.map(|p| p.wrapping_add(TILE_BYTES));
             at = at.map(|p| p.wrapping_add(block.weight_step));

@@ -7,22 +7,22 @@
 //! across the boundaries of panels.
 
 use super::block::{self, Block};
-use super::{Dot, TILE_BYTES, TILE_ROWS, TILE_WORDS, Tiles};
+use super::{Arithmetic, TILE_BYTES, TILE_ROWS, TILE_WORDS, Tiles};
 
 /// Rows of two tiles.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
 
 /// Steps of `k` that `terms` terms take, the last one padded with zeros.
-pub const fn steps_in<D: Dot>(terms: usize) -> usize {
-    terms.div_ceil(TILE_WORDS * D::TERMS)
+pub const fn steps_in<A: Arithmetic>(terms: usize) -> usize {
+    terms.div_ceil(TILE_WORDS * A::TERMS)
 }
 
 /// Sums of all rows with all columns of some panels.
 ///
 /// A panel is `vectors · 16` columns wide, word row after word row; word row `w` holds the terms
-/// from `w · D::TERMS` on, the first in the lowest bits.
+/// from `w · A::TERMS` on, the first in the lowest bits.
 #[derive(Clone, Copy, Debug)]
-pub struct Product<D: Dot> {
+pub struct Product<A: Arithmetic> {
     /// Rows, at least 1.
     pub rows: usize,
     /// Steps of `k`, see [`steps_in`].
@@ -41,7 +41,7 @@ pub struct Product<D: Dot> {
     /// Words between panels.
     pub panel_stride: usize,
     /// Sum of the first row with the first column.
-    pub out: *mut D::Sum,
+    pub out: *mut A::Sum,
     /// Sums between rows.
     pub out_stride: usize,
     /// Sums between the first columns of neighbouring panels.
@@ -53,7 +53,7 @@ pub struct Product<D: Dot> {
     pub pass: usize,
 }
 
-impl<D: Dot> Product<D> {
+impl<A: Arithmetic> Product<A> {
     /// Steps for which two columns of tiles fill half of a first-level cache of `bytes`: they stay
     /// there while the rows stream by.
     pub const fn steps_in_cache(bytes: usize) -> usize {
@@ -126,8 +126,8 @@ impl<D: Dot> Product<D> {
                     // SAFETY: the caller's.
                     unsafe {
                         match wide {
-                            1 => block::two_rows::<T, D, 1>(tiles, &block),
-                            _ => block::two_rows::<T, D, 2>(tiles, &block),
+                            1 => block::two_rows::<T, A, 1>(tiles, &block),
+                            _ => block::two_rows::<T, A, 2>(tiles, &block),
                         }
                     }
                 }
@@ -151,10 +151,10 @@ impl<D: Dot> Product<D> {
                 // SAFETY: the caller's.
                 unsafe {
                     match wide {
-                        1 => block::one_row::<T, D, 1>(tiles, &block),
-                        2 => block::one_row::<T, D, 2>(tiles, &block),
-                        3 => block::one_row::<T, D, 3>(tiles, &block),
-                        _ => block::one_row::<T, D, 4>(tiles, &block),
+                        1 => block::one_row::<T, A, 1>(tiles, &block),
+                        2 => block::one_row::<T, A, 2>(tiles, &block),
+                        3 => block::one_row::<T, A, 3>(tiles, &block),
+                        _ => block::one_row::<T, A, 4>(tiles, &block),
                     }
                 }
                 column += wide;
@@ -203,7 +203,7 @@ impl<D: Dot> Product<D> {
             weight_stride: width * size_of::<u32>(),
             weight_step: TILE_ROWS * width * size_of::<u32>(),
             sums,
-            sum_stride: self.out_stride * size_of::<D::Sum>(),
+            sum_stride: self.out_stride * size_of::<A::Sum>(),
             accumulate,
         }
     }

@@ -11,15 +11,17 @@
 //! permission is about).
 
 use super::{TileConfig, Tiles};
+use crate::simd::Avx512Bf16;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-/// Proof that the processor has AMX with bf16 and int8, that the operating system saves the tiles,
-/// and that it lets this process use them.
+/// Proof that the processor has AMX with bf16 and int8 besides all of tier `avx512-bf16`, that the
+/// operating system saves the tiles, and that it lets this process use them.
 #[derive(Clone, Copy, Debug)]
 pub struct Amx {
-    _proof: (),
+    vectors: Avx512Bf16,
+    l1: usize,
 }
 
 /// Kernel components 17 (tile shapes) and 18 (tile data) of `XCR0`.
@@ -32,13 +34,28 @@ const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
 const XTILEDATA: u64 = 18;
 
 impl Amx {
+    /// Name in kernel counters and in `NF_CPU_ISA`.
+    pub const NAME: &'static str = "amx";
+
     /// The token, if this machine has the features and this process gets the permission, which is
     /// asked for once.
     pub fn new() -> Option<Amx> {
-        static FOUND: OnceLock<bool> = OnceLock::new();
-        let found =
-            FOUND.get_or_init(|| processor_has_amx() && system_saves_tiles() && permitted());
-        found.then_some(Amx { _proof: () })
+        static FOUND: OnceLock<Option<Amx>> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let vectors = Avx512Bf16::new()?;
+            let usable = processor_has_amx() && system_saves_tiles() && permitted();
+            usable.then(|| Amx { vectors, l1: level_one_bytes() })
+        })
+    }
+
+    /// The tier that it extends.
+    pub fn vectors(self) -> Avx512Bf16 {
+        self.vectors
+    }
+
+    /// Bytes of the first-level data cache.
+    pub fn l1(self) -> usize {
+        self.l1
     }
 }
 
@@ -59,6 +76,25 @@ fn processor_has_amx() -> bool {
     let multiplier = __cpuid_count(0x1e, 0).ebx;
     let (k, n_bytes) = (multiplier & 0xff, (multiplier >> 8) & 0xffff);
     tiles >= 8 && rows >= 16 && row_bytes >= 64 && k >= 16 && n_bytes >= 64
+}
+
+/// Size of the first-level data cache from CPUID 4, which is there where AMX is; the 48 KiB of the
+/// first processors with AMX should a hypervisor hide it.
+fn level_one_bytes() -> usize {
+    for i in 0..16 {
+        let cache = __cpuid_count(4, i);
+        let (kind, level) = (cache.eax & 31, cache.eax >> 5 & 7);
+        if kind == 0 {
+            break;
+        }
+        if (kind, level) == (1, 1) {
+            let line = (cache.ebx & 0xfff) + 1;
+            let partitions = (cache.ebx >> 12 & 0x3ff) + 1;
+            let ways = (cache.ebx >> 22) + 1;
+            return line as usize * partitions as usize * ways as usize * (cache.ecx as usize + 1);
+        }
+    }
+    48 * 1024
 }
 
 /// Whether `XCR0` has both components of the tile state.

@@ -16,7 +16,7 @@ struct Size {
 }
 
 /// Inputs and weights as they are and as the tiles want them, and the sums' buffer.
-struct Case<D: Dot, N> {
+struct Case<A: Arithmetic, N> {
     size: Size,
     /// `[rows, terms]`
     x: Vec<N>,
@@ -28,13 +28,13 @@ struct Case<D: Dot, N> {
     panel_stride: usize,
     out_stride: usize,
     out_panel_stride: usize,
-    _dot: std::marker::PhantomData<D>,
+    _dot: std::marker::PhantomData<A>,
 }
 
 /// What the sums' buffer holds before, and whether the sums start from that.
 #[derive(Clone, Copy)]
-struct Begin<D: Dot> {
-    fill: D::Sum,
+struct Begin<A: Arithmetic> {
+    fill: A::Sum,
     accumulate: bool,
 }
 
@@ -67,7 +67,7 @@ impl Term for i32 {
     }
 }
 
-impl<D: Dot, N: Term> Case<D, N> {
+impl<A: Arithmetic, N: Term> Case<A, N> {
     fn new(
         size: Size,
         random: &mut Random,
@@ -75,7 +75,7 @@ impl<D: Dot, N: Term> Case<D, N> {
         w: fn(&mut Random) -> N,
     ) -> Self {
         let Size { rows, terms, panels, vectors, slack, .. } = size;
-        let (steps, width) = (steps_in::<D>(terms), vectors * 16);
+        let (steps, width) = (steps_in::<A>(terms), vectors * 16);
         let x: Vec<N> = (0..rows * terms).map(|_| x(random)).collect();
         let w: Vec<N> = (0..panels * width * terms).map(|_| w(random)).collect();
         let input_stride = 64 * (steps + slack);
@@ -91,7 +91,7 @@ impl<D: Dot, N: Term> Case<D, N> {
         let mut weights = vec![0u32; panels * panel_stride];
         for column in 0..panels * width {
             for k in 0..terms {
-                let (word, byte) = (k / D::TERMS, k % D::TERMS * N::BYTES);
+                let (word, byte) = (k / A::TERMS, k % A::TERMS * N::BYTES);
                 let at = column / width * panel_stride + word * width + column % width;
                 let mut bytes = weights[at].to_le_bytes();
                 bytes[byte..byte + N::BYTES]
@@ -122,14 +122,14 @@ impl<D: Dot, N: Term> Case<D, N> {
         &self,
         tiles: &mut T,
         (from, to): (usize, usize),
-        begin: Begin<D>,
-    ) -> Vec<D::Sum> {
+        begin: Begin<A>,
+    ) -> Vec<A::Sum> {
         let Size { panels, vectors, terms, pass, .. } = self.size;
         let (rows, width) = (to - from, vectors * 16);
         let mut out = vec![begin.fill; (rows + 1) * self.out_stride];
-        let product = Product::<D> {
+        let product = Product::<A> {
             rows,
-            steps: steps_in::<D>(terms),
+            steps: steps_in::<A>(terms),
             input: self.input[from * self.input_stride..].as_ptr(),
             input_stride: self.input_stride,
             panels,

@@ -18,6 +18,7 @@
 //! Not here: scales, biases and whatever else follows a sum.
 
 mod portable;
+pub(crate) mod registers;
 mod unit;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -50,7 +51,7 @@ pub struct Args {
     pub panel: *const u32,
     /// Vectors of a panel.
     pub vectors: usize,
-    /// Panels: 1, or what [`Dot::panels_at_once`] says.
+    /// Panels: 1, or what [`Dot::panels_at_once`] or [`Dot::panels_of_rest`] says.
     pub panels: usize,
     /// Words between panels.
     pub panel_stride: usize,
@@ -65,8 +66,17 @@ pub struct Args {
 pub struct Dot {
     rows: [usize; 4],
     panels: fn(usize, usize) -> usize,
-    tile: unsafe fn(&Args),
+    tile: Multiply,
     convert: unsafe fn(*const f32, usize, *mut u32, usize) -> f32,
+}
+
+/// What runs a tile.
+#[derive(Debug)]
+enum Multiply {
+    /// Vector registers.
+    Vectors(unsafe fn(&Args)),
+    /// Tile registers.
+    Tiles(registers::Multiplier),
 }
 
 impl Dot {
@@ -77,6 +87,8 @@ impl Dot {
             (Precision::F32, _) => None,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16(token)) => Some(x86::bf16(token)),
+            #[cfg(target_arch = "x86_64")]
+            (_, Isa::Amx(token)) => Some(registers::amx(token, precision)),
             (Precision::Bf16, _) => None,
             (Precision::Int8, Isa::Portable(_)) => Some(portable::int8()),
             #[cfg(target_arch = "x86_64")]
@@ -95,9 +107,17 @@ impl Dot {
         self.rows[vectors - 1]
     }
 
-    /// Panels that a tile of at most [`crate::tile::ROWS_DIRECT`] rows takes at once.
+    /// Panels that a tile of so many rows takes at once.
     pub fn panels_at_once(&self, rows: usize, vectors: usize) -> usize {
         (self.panels)(rows, vectors)
+    }
+
+    /// Panels that a tile takes where fewer are left than [`Dot::panels_at_once`]: 1, or all of them.
+    pub fn panels_of_rest(&self, left: usize) -> usize {
+        match self.tile {
+            Multiply::Vectors(_) => 1,
+            Multiply::Tiles(_) => left.max(1),
+        }
     }
 
     /// Writes the sums of a tile.
@@ -107,7 +127,12 @@ impl Dot {
     /// that this table takes.
     pub unsafe fn tile(&self, args: &Args) {
         // SAFETY: the caller's; whoever has the table has the tier.
-        unsafe { (self.tile)(args) }
+        unsafe {
+            match &self.tile {
+                Multiply::Vectors(tile) => tile(args),
+                Multiply::Tiles(multiplier) => multiplier.tile(args),
+            }
+        }
     }
 
     /// Converts `k` floats at `x` to `words` words, and returns their scale: 1 for bf16; for bytes

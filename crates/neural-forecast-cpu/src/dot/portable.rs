@@ -1,14 +1,18 @@
 //! Bytes on every machine: the same integers, in plain Rust.
 
 use super::unit::{Unit, tile, tiles};
-use super::{Args, Dot, byte_scales};
+use super::{Args, Dot, Multiply, byte_scales};
 
 const LANES: usize = 4;
 
 /// The portable tier's kernels of bytes.
 pub(super) fn int8() -> &'static Dot {
-    static DOT: Dot =
-        Dot { rows: [4, 2, 2, 1], panels: |_, _| 1, tile: byte_tile, convert: bytes_of_row };
+    static DOT: Dot = Dot {
+        rows: [4, 2, 2, 1],
+        panels: |_, _| 1,
+        tile: Multiply::Vectors(byte_tile),
+        convert: bytes_of_row,
+    };
     &DOT
 }
 

@@ -15,9 +15,9 @@ fn tables(precision: Precision) -> Vec<(Isa, &'static Dot)> {
 fn shapes(dot: &Dot) -> Vec<(usize, usize, usize)> {
     let mut shapes = Vec::new();
     for vectors in 1..=4 {
-        for rows in 1..=dot.rows(vectors) {
+        for rows in 1..=dot.rows(vectors).min(70) {
             shapes.push((rows, vectors, 1));
-            if rows <= crate::tile::ROWS_DIRECT && dot.panels_at_once(rows, vectors) > 1 {
+            if dot.panels_at_once(rows, vectors) > 1 {
                 shapes.push((rows, vectors, dot.panels_at_once(rows, vectors)));
             }
         }

@@ -4,7 +4,7 @@
 //! and saturate.
 
 use super::unit::{Unit, tile, tiles};
-use super::{Args, Dot, byte_scales};
+use super::{Args, Dot, Multiply, byte_scales};
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use std::arch::x86_64::*;
 
@@ -19,8 +19,12 @@ fn panels_512(rows: usize, vectors: usize) -> usize {
 
 /// `VDPBF16PS`.
 pub(super) fn bf16(_: Avx512Bf16) -> &'static Dot {
-    static DOT: Dot =
-        Dot { rows: [12, 12, 8, 6], panels: panels_512, tile: pair_tile, convert: pairs_of_row };
+    static DOT: Dot = Dot {
+        rows: [12, 12, 8, 6],
+        panels: panels_512,
+        tile: Multiply::Vectors(pair_tile),
+        convert: pairs_of_row,
+    };
     &DOT
 }
 
@@ -29,7 +33,7 @@ pub(super) fn int8_vnni(_: Avx512Vnni) -> &'static Dot {
     static DOT: Dot = Dot {
         rows: [12, 12, 8, 6],
         panels: panels_512,
-        tile: byte_tile_vnni,
+        tile: Multiply::Vectors(byte_tile_vnni),
         convert: bytes_of_row_512,
     };
     &DOT
@@ -40,7 +44,7 @@ pub(super) fn int8_avx512(_: Avx512) -> &'static Dot {
     static DOT: Dot = Dot {
         rows: [12, 10, 6, 4],
         panels: |_, _| 1,
-        tile: byte_tile_512,
+        tile: Multiply::Vectors(byte_tile_512),
         convert: bytes_of_row_512,
     };
     &DOT
@@ -51,7 +55,7 @@ pub(super) fn int8_avx2(_: Avx2) -> &'static Dot {
     static DOT: Dot = Dot {
         rows: [8, 4, 2, 1],
         panels: |_, _| 1,
-        tile: byte_tile_256,
+        tile: Multiply::Vectors(byte_tile_256),
         convert: bytes_of_row_256,
     };
     &DOT

@@ -9,7 +9,7 @@ use super::product::{PASS_ROWS, Product, Scratch};
 use super::{Finish, Packed};
 use crate::dot::{Args, Dot, WORDS_MULTIPLE};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{self, ROWS_DIRECT};
+use crate::tile;
 use std::ops::Range;
 
 /// A product with what multiplies it.
@@ -81,18 +81,17 @@ impl<F: Finish> Low<'_, '_, F> {
     unsafe fn panels<S: Simd>(&mut self, s: S, rows: Range<usize>, shape: Converted) {
         let Product { weights: w, ref panels, backwards, .. } = self.product;
         let panels = panels.clone();
-        let at_once = match rows.len() {
-            few @ 1..=ROWS_DIRECT => self.dot.panels_at_once(few, w.vectors),
-            _ => 1,
-        };
-        let (groups, singles) = (panels.len() / at_once, panels.len() % at_once);
+        let at_once = self.dot.panels_at_once(rows.len(), w.vectors);
+        let (groups, rest) = (panels.len() / at_once, panels.len() % at_once);
+        let few = self.dot.panels_of_rest(rest);
+        let parts = groups + rest / few;
         let tiles = tile::tiles(rows.len(), self.dot.rows(w.vectors));
-        for i in 0..groups + singles {
-            let i = if backwards { groups + singles - 1 - i } else { i };
+        for i in 0..parts {
+            let i = if backwards { parts - 1 - i } else { i };
             let (p, count) = if i < groups {
                 (panels.start + i * at_once, at_once)
             } else {
-                (panels.start + groups * at_once + i - groups, 1)
+                (panels.start + groups * at_once + (i - groups) * few, few)
             };
             for t in 0..tiles {
                 let tile = tile::tile_start(rows.len(), tiles, t)

@@ -15,6 +15,8 @@ mod low;
 mod low_tests;
 mod packed;
 mod product;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod registers_tests;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 use super::low::Low;
 use super::{Finish, Packed};
 use crate::counters::Precision;
+use crate::dot::registers::SUMS_AT_ONCE;
 use crate::isa::Isa;
 use crate::memory::{Buffer, RowMap};
 use crate::simd::{Kernel, Simd};
@@ -18,6 +19,13 @@ const COPIED_ROWS: usize = 264;
 /// Rows of one pass where `k` needs a single block.
 pub(super) const PASS_ROWS: usize = 264;
 pub(super) const WIDTH_MAX: usize = 64;
+/// Sums that wait for what follows: of a tile of floats over four panels, or of a pass of rows over
+/// what tile registers take at once.
+const SUMS: usize = {
+    let (floats, pass) = (ROWS_MAX * WIDTH_MAX * 4, PASS_ROWS * WIDTH_MAX);
+    let most = if floats > pass { floats } else { pass };
+    if most > SUMS_AT_ONCE { most } else { SUMS_AT_ONCE }
+};
 
 /// What one worker needs to run products: copies of input rows, a widened panel, one tile, scales.
 #[derive(Debug)]
@@ -41,7 +49,7 @@ impl Scratch {
         Scratch {
             copied: Buffer::zeroed(COPIED_ROWS * ROW_STRIDE),
             widened: Buffer::zeroed(K_BLOCK * WIDTH_MAX),
-            tile: Buffer::zeroed(ROWS_MAX * WIDTH_MAX * 4),
+            tile: Buffer::zeroed(SUMS),
             scales: Buffer::zeroed(PASS_ROWS),
         }
     }
