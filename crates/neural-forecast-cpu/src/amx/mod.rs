@@ -11,10 +11,11 @@
 //! `sapphire_rapids`, Linux 6.12 with the tile state switched on by hand), **never on silicon
 //! yet**. There `examples/amx_check compare` found, of 100 random products each (`NF_SEED=1`):
 //! bf16 of moderate size and of any bits, 531 296 sums, all as [`Emulated`]; bf16 around the least
-//! normal number, 12 435 of 312 640 sums different, so one of the two emulations flushes wrongly
-//! there; bytes with weights of 0..=127, 289 920 sums, all as [`Emulated`]. Negative weights could
-//! not be compared: that emulator takes them as unsigned. Until `cargo run --release --example
-//! amx_check` has passed on a processor, [`AUTOMATIC`] is false: the tier serves only whom asks.
+//! normal number, 12 435 of 312 640 sums different (the first is −0 there and −1.88e−38 here, a
+//! normal number; which of the two emulations is right is open); bytes with weights of 0..=127,
+//! 289 920 sums, all as [`Emulated`]. Negative weights could not be compared: that emulator takes
+//! them as unsigned. Until `cargo run --release --example amx_check` has passed on a processor,
+//! [`AUTOMATIC`] is false: the tier serves only whom asks for it.
 //!
 //! # What to expect, in cycles
 //! A multiplication of full tiles (16 rows, 16 columns, 32 bf16 or 64 bytes of `k`) takes 16 cycles
