@@ -61,15 +61,21 @@ mod check {
         random.word() & 0x7f7f_7f7f
     }
 
-    /// Runs one random product both ways: the number of sums, how many differ, and
-    /// the first pair that does.
+    /// Sums of a product, how many differ, and the first that does beside what it should be.
+    struct Differences<A: Arithmetic> {
+        sums: usize,
+        wrong: usize,
+        first: Option<(A::Sum, A::Sum)>,
+    }
+
+    /// Runs one random product both ways.
     fn differ<A: Arithmetic>(
         amx: &mut Amx,
         random: &mut Random,
         (inputs, weights): (Words, Words),
         same: fn(A::Sum, A::Sum) -> bool,
         begin: fn(u32) -> A::Sum,
-    ) -> (usize, usize, Option<(A::Sum, A::Sum)>) {
+    ) -> Differences<A> {
         let mut below = |n: u32| (random.word() % n) as usize;
         let (rows, steps, panels, vectors) = (1 + below(70), below(6), 1 + below(3), 1 + below(4));
         let (pass, accumulate) = (1 + below(4), below(2) == 1);
@@ -102,7 +108,7 @@ mod check {
         }
         let wrong = found.iter().zip(&expected).filter(|(a, b)| !same(**a, **b));
         let first = wrong.clone().next().map(|(a, b)| (*a, *b));
-        (found.len(), wrong.count(), first)
+        Differences { sums: found.len(), wrong: wrong.count(), first }
     }
 
     fn same_float(a: f32, b: f32) -> bool {
@@ -120,10 +126,10 @@ mod check {
     ) -> bool {
         let (mut sums, mut wrong, mut first) = (0, 0, None);
         for _ in 0..100 {
-            let (more, differ, pair) = differ::<A>(amx, random, words, same, begin);
-            sums += more;
-            wrong += differ;
-            first = first.or(pair);
+            let found = differ::<A>(amx, random, words, same, begin);
+            sums += found.sums;
+            wrong += found.wrong;
+            first = first.or(found.first);
         }
         println!("{name}: {sums} sums in 100 products, {wrong} differ from the emulation");
         if let Some((found, expected)) = first {

@@ -228,8 +228,8 @@ mod tests {
         // SAFETY: the emulation checks every precondition of these operations itself.
         unsafe {
             assert!(panics(|| Emulated::new().zero::<0>()).starts_with("#UD: tiles are not"));
-            assert!(panics(|| drop(configured([17; 8]))).starts_with("#GP: 17 rows"));
-            assert!(panics(|| drop(configured([0; 8]))).starts_with("#GP: tile 0 of 0 rows"));
+            assert!(panics(|| _ = configured([17; 8])).starts_with("#GP: 17 rows"));
+            assert!(panics(|| _ = configured([0; 8])).starts_with("#GP: tile 0 of 0 rows"));
             let mut palette = TileConfig::with_rows([1; 8]);
             palette.palette = 2;
             assert!(panics(|| Emulated::new().configure(&palette)).starts_with("#GP: palette 2"));
