@@ -2,7 +2,7 @@
 
 use super::Direction;
 use super::block::Block;
-use super::update::Update;
+use super::update::{Keep, Update};
 use crate::gemm::{Gemm, Product, Scratch};
 use crate::memory::RowMap;
 use crate::team::Worker;
@@ -30,7 +30,8 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn gates(&self) -> *mut f32 {
+    /// Of the input products.
+    fn sums(&self) -> *mut f32 {
         self.memory
     }
 
@@ -134,34 +135,39 @@ impl Pass<'_> {
         }
     }
 
-    /// The input products of steps `first .. first + n`, into gates `[rows, n, padded]`. A worker
-    /// computes the gates of its own units, so nobody waits for them.
+    /// The input products of steps `first .. first + n`, without their bias, into `sums`: head by
+    /// head, panel by panel, step by step, row by row. A worker computes the gates of its own
+    /// units, so nobody waits for them.
     unsafe fn inputs(&self, first: usize, n: usize, scratch: &mut Scratch) {
         let (rnn, s) = (self.block.rnn, self.block.schedule);
-        let padded = rnn.padded();
-        let mut offset = 0;
+        let rows = self.rows() * n;
+        let mut at = self.sums();
         for (h, head) in self.weights.heads.iter().enumerate() {
-            // SAFETY: steps and columns exist; the gates hold a chunk of steps.
+            let w = &head.w_ih;
+            // SAFETY: steps and columns exist; the sums hold a chunk of steps.
             unsafe {
                 let x = self.x.add(first * self.x_width);
-                let x = if rnn.cell.heads() > 1 { x.add(h * head.w_ih.terms()) } else { x };
-                let product = Gemm {
-                    x_map: RowMap::sequences(n, self.x_width, s.steps * self.x_width),
-                    y_map: RowMap::dense(padded),
-                    padded: true,
-                    ..Gemm::new(x, self.rows() * n, &head.w_ih, self.gates().add(offset))
+                let product = Product {
+                    x: if rnn.cell.heads() > 1 { x.add(h * w.terms()) } else { x },
+                    // Rows of one step, then those of the next.
+                    x_map: RowMap::sequences(self.rows(), s.steps * self.x_width, self.x_width),
+                    weights: w,
+                    rows: 0..rows,
+                    panels: self.panels(h, w.panels()),
+                    backwards: false,
+                    finish: Keep { at, rows, width: w.width() },
                 };
-                let panels = self.panels(h, head.w_ih.panels());
-                product.run_part(rnn.isa, 0..product.rows, panels, scratch);
+                at = at.add(rows * w.padded_outputs());
+                if !product.panels.is_empty() && rows > 0 {
+                    product.run(rnn.isa, scratch);
+                }
             }
-            offset += head.w_ih.padded_outputs();
         }
     }
 
     /// Step `t`, which is step `at` of a chunk of `n`, and the `number`-th of this pass.
     unsafe fn step(&self, t: usize, at: usize, n: usize, number: usize, scratch: &mut Scratch) {
         let (rnn, rows) = (self.block.rnn, self.rows());
-        let padded = rnn.padded();
         let kept = t >= self.y_first;
         // SAFETY: all offsets are inside the direction's memory; `h` of this step and of the one
         // before are different buffers.
@@ -169,16 +175,17 @@ impl Pass<'_> {
             let y = kept.then(|| self.y.add((t - self.y_first) * self.y_stride));
             let (h, next) = (self.hidden(number % 2), self.hidden((number + 1) % 2));
             let projection = self.weights.projection.as_ref();
-            let mut offset = 0;
+            let mut sums = self.sums().cast_const();
             for (i, head) in self.weights.heads.iter().enumerate() {
                 let units = head.w_hh.outputs() / rnn.cell.gates();
                 let unit = i * units;
                 let finish = Update {
                     cell: rnn.cell,
+                    inputs: &head.w_ih,
                     weights: &head.w_hh,
                     units,
-                    gates: self.gates().add(at * padded + offset),
-                    gates_stride: n * padded,
+                    sums: sums.add(at * rows * head.w_hh.width()),
+                    sums_stride: n * rows * head.w_hh.width(),
                     h: h.add(unit),
                     h_stride: rnn.width,
                     states: [0, 1, 2].map(|i| self.state(i).add(unit)),
@@ -199,7 +206,7 @@ impl Pass<'_> {
                 if !product.panels.is_empty() && rows > 0 {
                     product.run(rnn.isa, scratch);
                 }
-                offset += head.w_hh.padded_outputs();
+                sums = sums.add(n * rows * head.w_hh.padded_outputs());
             }
             self.meet();
             if let Some(projection) = projection {

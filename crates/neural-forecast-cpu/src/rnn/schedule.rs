@@ -3,12 +3,17 @@
 
 use super::Rnn;
 use crate::memory::Buffer;
+use std::ops::Range;
 
 /// Rows of a batch that go through all steps together. Hidden states and gates of that many rows
 /// stay in L2.
 const BLOCK_ROWS: usize = 48;
-/// Rows (of the batch, times steps) of one input product.
-const CHUNK_ROWS: usize = 256;
+/// Bytes that the sums of one input product may take, so that they are still in L2 when the steps
+/// of its chunk read them.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Rows (of the batch, times steps) of one input product: enough to fill tiles, and no more than
+/// one pass of a product takes.
+const CHUNK_ROWS: Range<usize> = 48..256;
 /// Recurrent weights up to this size stay in L2 beside what else a step touches.
 const L2_WEIGHT_BYTES: usize = 1_500_000;
 
@@ -40,7 +45,7 @@ pub struct Schedule {
 pub(super) struct Layout {
     /// Two sequences `[block, steps, directions · width]`.
     pub(super) sequence: usize,
-    /// Per direction: gates `[block · chunk, padded]`, then states.
+    /// Per direction: sums of the input products `[panel, chunk, block, width]`, then states.
     pub(super) direction: usize,
     pub(super) gates: usize,
     pub(super) hidden: usize,
@@ -78,7 +83,9 @@ impl Rnn {
         let share = if by_rows { batch.div_ceil(workers) } else { batch };
         let blocks = share.div_ceil(BLOCK_ROWS).max(1);
         let block = share.div_ceil(blocks);
-        let chunk = (CHUNK_ROWS / block.max(1)).clamp(1, steps.max(1));
+        let chunk_rows = CHUNK_BYTES / (4 * self.padded()).max(1);
+        let chunk_rows = chunk_rows.clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
+        let chunk = (chunk_rows / block.max(1)).clamp(1, steps.max(1));
         let sequences = match self.layers.len() {
             0 | 1 => 0,
             2 => 1,

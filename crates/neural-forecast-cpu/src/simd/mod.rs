@@ -79,6 +79,8 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `1 / a` to 2⁻¹³ of itself, for `a` in 1 to 2¹²⁶.
+    fn reciprocal_rough(self, a: Self::V) -> Self::V;
     /// `a · b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `c − a · b`, rounded once where the machine can.

@@ -100,6 +100,10 @@ impl Simd for Portable {
         lanewise!(i => a[i] / b[i])
     }
     #[inline(always)]
+    fn reciprocal_rough(self, a: Self::V) -> Self::V {
+        lanewise!(i => 1.0 / a[i])
+    }
+    #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         lanewise!(i => if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
     }

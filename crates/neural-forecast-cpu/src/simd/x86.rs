@@ -147,6 +147,7 @@ impl Simd for Avx512 {
         sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
         mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
         div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        reciprocal_rough(a: __m512) -> __m512 { _mm512_rcp14_ps(a) }
         fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
         fnma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fnmadd_ps(a, b, c) }
         min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
@@ -261,6 +262,8 @@ impl Simd for Avx2 {
         sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
         mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        // The eleven bits of `vrcpps` are too few.
+        reciprocal_rough(a: __m256) -> __m256 { _mm256_div_ps(_mm256_set1_ps(1.0), a) }
         fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
         fnma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
         min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
