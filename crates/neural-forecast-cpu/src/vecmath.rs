@@ -1,7 +1,7 @@
 //! Vectorised elementary functions, one polynomial for all tiers.
 //!
 //! Bounds, asserted by the tests below against `f64`: `exp` 2 ulp, `tanh` 4, `sigmoid` 3, `erf` 3,
-//! `sigmoid_tanh` 5 (of the result, subnormals included); `gelu`, `gelu_tanh` and `silu` the larger of 4 ulp and
+//! `sigmoid_tanh` 6 (of the result, subnormals included); `gelu`, `gelu_tanh` and `silu` the larger of 4 ulp and
 //! `2⁻²³·|x|` (their lower tail is a difference). Infinities and NaN behave as in IEEE. Not the
 //! functions off the hot path (`ln`, `asinh`, `sinh`, softplus), which go lane by lane through the
 //! standard library.
@@ -541,7 +541,7 @@ mod tests {
                     assert!(f.is_nan() && r.is_nan(), "{a} {b} = {f}, {r}");
                     continue;
                 }
-                assert!((f - e).abs() <= 5.0 * ulp(e), "{a} {b} = {f}, not {e}, {}", isa.name());
+                assert!((f - e).abs() <= 6.0 * ulp(e), "{a} {b} = {f}, not {e}, {}", isa.name());
                 let bound = 2f64.powi(-11) * e.abs().max(2f64.powi(-11));
                 assert!((r - e).abs() <= bound, "rough {a} {b} = {r}, not {e}, {}", isa.name());
             }
