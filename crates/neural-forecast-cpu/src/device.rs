@@ -4,12 +4,13 @@
 //! memory; what is computed with it is in `kernels`.
 
 use crate::counters::{Counters, Precision as Kept};
+use crate::crew::{Crew, team_options};
 use crate::gemm::Scratch;
 use crate::isa::Isa;
 use crate::kernels::{Context, Loaded, Packer, Room, Slots};
 use crate::layout::AXES_MAX;
 use crate::memory::{Buffer, PerWorker, Shared as Floats};
-use crate::team::{Team, Worker};
+use crate::team::{Pin, StartError, Worker};
 use neural_forecast_runtime::arena::{ArenaPlan, MemoryLine};
 use neural_forecast_runtime::device::{
     Capabilities, Data, Device, DeviceKind, KernelCount, LoadOptions, Precision, Program,
@@ -21,17 +22,26 @@ use neural_forecast_runtime::prepare;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// How a CPU device is opened.
 #[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
-    /// Workers; by default as many as the process may use cores.
+    /// Threads of a run, the caller's included; by default what `NF_CPU_THREADS` says, or as many
+    /// as the process may use cores (affinity and cgroup quota included).
     pub threads: Option<usize>,
     /// One of [`crate::isa::TIERS`]; by default what `NF_CPU_ISA` says, or the best there is.
     pub isa: Option<String>,
     /// Operations below which a program runs on the calling thread alone; by default as many as a
     /// core does while a sleeping worker wakes.
     pub alone_flops: Option<u64>,
+    /// How long an idle worker polls for the next run before it sleeps; by default what
+    /// `NF_CPU_SPIN_US` says, or [`crate::team::SPIN`]. With zero it sleeps at once.
+    pub spin: Option<Duration>,
+    /// Cores of the workers; by default what `NF_CPU_PIN` says, or wherever the system puts them.
+    /// The first core is for the calling thread, which is not bound to it: only the caller may do
+    /// that, by [`crate::team::pin_this_thread`].
+    pub pin: Option<Pin>,
 }
 
 /// This host's processor.
@@ -39,19 +49,10 @@ pub struct CpuOptions {
 pub struct CpuDevice {
     capabilities: Capabilities,
     isa: Isa,
-    crew: Arc<Mutex<Crew>>,
+    crew: Arc<Crew>,
     workers: usize,
     counters: Arc<Counters>,
     alone_flops: u64,
-}
-
-/// The team and what each worker needs for products.
-#[derive(Debug)]
-struct Crew {
-    team: Team,
-    /// The calling thread.
-    alone: Team,
-    scratch: PerWorker<Scratch>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,31 +68,39 @@ fn system(file: &str, key: &str) -> Option<String> {
 }
 
 impl CpuDevice {
-    /// Opens it: chooses the instruction set and starts the team.
+    /// Opens it: chooses the instruction set and starts the team, or joins the one that another
+    /// device of this process has started with the same threads, spin and cores. Runs of devices
+    /// that share a team take turns in the order of asking; runs that one thread does alone do
+    /// not wait for it.
     ///
     /// # Errors
-    /// `Unsupported` if the instruction set does not exist here; `OutOfMemory` if the system gives
-    /// no threads.
+    /// `Unsupported` if the instruction set does not exist here, threads cannot be bound as asked,
+    /// or a number or variable makes no sense; `OutOfMemory` if the system gives no threads.
     pub fn new(options: CpuOptions) -> Result<CpuDevice, DeviceError> {
         let isa = match &options.isa {
             Some(name) => Isa::named(Some(name)),
             None => Isa::from_environment(),
         };
         let isa = isa.map_err(|e| DeviceError::new(DeviceErrorKind::Unsupported, e.to_string()))?;
-        let threads = options.threads.unwrap_or_else(Team::default_workers);
-        if threads == 0 || threads > crate::team::WORKERS_MAX {
-            let most = crate::team::WORKERS_MAX;
-            let message = format!("{threads} threads, expected 1 to {most}");
-            return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
-        }
-        let start = |threads| {
-            Team::new(threads).map_err(|error| {
-                let message = format!("cannot start {threads} threads: {error}");
+        let unsupported = |message| DeviceError::new(DeviceErrorKind::Unsupported, message);
+        let team = team_options(options.threads, options.spin, options.pin).map_err(unsupported)?;
+        let workers = team.workers;
+        let crew = Crew::shared(&team).map_err(|error| match error {
+            StartError::Thread(_) => {
+                let message = format!("cannot start {workers} threads: {error}");
                 DeviceError::new(DeviceErrorKind::OutOfMemory, message)
-            })
-        };
-        let (team, alone) = (start(threads)?, start(1)?);
-        let workers = team.workers();
+            }
+            StartError::Pin(_) => unsupported(format!("cannot bind threads to cores: {error}")),
+        })?;
+        let mut features = vec![
+            ("isa".into(), isa.name().into()),
+            ("threads".into(), workers.to_string()),
+            ("idle spin".into(), format!("{} µs", team.spin.as_micros())),
+        ];
+        if let Pin::Cores(cores) = &team.pin {
+            let bound = format!("to cores {:?}, the calling thread not bound", &cores[1..]);
+            features.push(("threads bound".into(), bound));
+        }
         let kilobytes = system("/proc/meminfo", "MemTotal");
         let kilobytes = kilobytes.and_then(|m| m.split(' ').next()?.parse::<u64>().ok());
         let capabilities = Capabilities {
@@ -106,13 +115,9 @@ impl CpuDevice {
             unified_memory: true,
             cooperative: false,
             peak_flops: Vec::new(),
-            features: vec![
-                ("isa".into(), isa.name().into()),
-                ("threads".into(), workers.to_string()),
-            ],
+            features,
         };
-        let crew = Crew { team, alone, scratch: PerWorker::new(workers, Scratch::new) };
-        let (crew, counters) = (Arc::new(Mutex::new(crew)), Arc::default());
+        let counters = Arc::default();
         let alone_flops = options.alone_flops.unwrap_or(ALONE_FLOPS);
         Ok(CpuDevice { capabilities, isa, crew, workers, counters, alone_flops })
     }
@@ -258,7 +263,7 @@ struct Shared {
     /// Each state's slots, one after another.
     states: Mutex<Vec<Buffer>>,
     isa: Isa,
-    crew: Arc<Mutex<Crew>>,
+    crew: Arc<Crew>,
     workers: usize,
     counters: Arc<Counters>,
     alone_flops: u64,
@@ -526,20 +531,19 @@ impl CpuProgram {
         self.slots.clear();
         self.slots.extend_from_slice(run.slots);
         let shared = Arc::clone(&self.shared);
-        let mut crew = lock(&shared.crew);
-        let mut store = lock(&shared.states);
         self.states.clear();
-        for (buffer, state) in store.iter_mut().zip(&shared.plan.states) {
-            let stride = state.shape.iter().product();
-            self.states.push(Slots { at: buffer.as_mut_ptr(), stride });
+        // Before the turn, so that nobody waits for states with the turn in hand.
+        let mut store = self.stateful.then(|| lock(&shared.states));
+        if let Some(store) = &mut store {
+            for (buffer, state) in store.iter_mut().zip(&shared.plan.states) {
+                let stride = state.shape.iter().product();
+                self.states.push(Slots { at: buffer.as_mut_ptr(), stride });
+            }
         }
-        let Crew { team, alone, scratch } = &mut *crew;
-        let team = if self.way == Way::Alone { alone } else { team };
         let cancelled = AtomicBool::new(false);
-        let (this, scratch) = (Alive(self), &*scratch);
-        let outcome = team.run(|worker| {
-            // SAFETY: each worker takes its own scratch, once.
-            let scratch = unsafe { scratch.get(worker.index()) };
+        let this = Alive(self);
+        let alone = self.way == Way::Alone;
+        let outcome = shared.crew.run(alone, |worker, scratch| {
             this.get().walk(run, worker, scratch, &cancelled);
         });
         outcome.map_err(|e| DeviceError::new(DeviceErrorKind::Execution, e.to_string()))?;
@@ -589,8 +593,8 @@ impl CpuProgram {
                         worker.barrier();
                     }
                     let context = self.context(lane, 0..run.rows);
-                    // SAFETY: context and rooms belong to this program and bucket; the crew's lock
-                    // keeps other runs out.
+                    // SAFETY: context and rooms belong to this program and bucket, and `run` has
+                    // it exclusively.
                     unsafe { step.run(&lane.rooms[i], &context, worker, scratch) };
                 }
                 worker.barrier();

@@ -10,6 +10,7 @@ pub mod attention;
 #[doc(hidden)]
 pub mod ceilings;
 pub mod counters;
+mod crew;
 mod device;
 pub mod dot;
 pub mod elementwise;
@@ -29,5 +30,6 @@ pub mod team;
 pub mod tile;
 pub mod vecmath;
 
+pub use crew::{PIN_VARIABLE, SPIN_VARIABLE, THREADS_VARIABLE};
 pub use device::{CpuDevice, CpuOptions};
 pub use isa::{Isa, IsaError};

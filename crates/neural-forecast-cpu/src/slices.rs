@@ -4,13 +4,14 @@
 //! of a forecast, whose weights are packed once; a product here packs its right side every time.
 
 use crate::counters::{Precision, Stem, count};
+use crate::crew::Crew;
 use crate::gemm::{Activation, Gemm, Packed, Scratch};
 use crate::isa::Isa;
 use crate::memory::Shared;
 use crate::simd::{Kernel, Simd};
-use crate::team::{Team, TeamError, Worker};
+use crate::team::{TeamError, TeamOptions, WORKERS_MAX, Worker};
 use crate::vecmath;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Elements below which work stays on the calling thread: waking a sleeping worker takes tens of
 /// microseconds, and a thousand elements take about one.
@@ -18,12 +19,13 @@ const SHARED_ELEMENTS_MIN: usize = 1 << 16;
 /// Multiply-adds that take as long as one element.
 const PRODUCTS_PER_ELEMENT: usize = 32;
 
-/// A team with what each worker needs. Calls from several threads take turns.
+/// Kernels on the process's team. Calls from several threads take turns where they are large;
+/// small ones stay on the calling thread.
 #[derive(Debug)]
 pub struct SliceKernels {
     isa: Isa,
-    team: Mutex<Team>,
-    scratch: Vec<Mutex<Scratch>>,
+    crew: Arc<Crew>,
+    workers: usize,
 }
 
 /// A function of two elements.
@@ -43,9 +45,9 @@ impl SliceKernels {
     /// # Errors
     /// If the system gives no more threads.
     pub fn new(isa: Isa, workers: usize) -> std::io::Result<Self> {
-        let team = Team::new(workers)?;
-        let scratch = (0..team.workers()).map(|_| Mutex::new(Scratch::new())).collect();
-        Ok(SliceKernels { isa, team: Mutex::new(team), scratch })
+        let workers = workers.clamp(1, WORKERS_MAX);
+        let crew = Crew::shared(&TeamOptions::new(workers))?;
+        Ok(SliceKernels { isa, crew, workers })
     }
 
     /// The tier.
@@ -55,7 +57,7 @@ impl SliceKernels {
 
     /// Workers of the team, the caller included.
     pub fn workers(&self) -> usize {
-        self.scratch.len()
+        self.workers
     }
 
     /// `c = a · b` of row-major `a` `[m, k]`, `b` `[k, n]`, `c` `[m, n]`. Each element is one
@@ -87,13 +89,12 @@ impl SliceKernels {
         let packed = Packed::from_terms(self.isa, b, (n, k));
         let (x, y) = (Shared(a.as_ptr().cast_mut()), Shared(c.as_mut_ptr()));
         let work = m.saturating_mul(n).saturating_mul(k) / PRODUCTS_PER_ELEMENT;
-        self.run(work, |worker| {
+        self.run(work, |worker, scratch| {
             let (x, y) = (&x, &y);
             let gemm = Gemm::new(x.0.cast_const(), m, &packed, y.0);
-            let mut scratch = lock(&self.scratch[worker.index()]);
             // SAFETY: `a` and `c` are dense and as long as asserted; `a` is only read, `c` is
             // borrowed exclusively and written by these workers alone, all with the same product.
-            unsafe { gemm.run(self.isa, worker, &mut scratch) }
+            unsafe { gemm.run(self.isa, worker, scratch) }
         })
     }
 
@@ -164,7 +165,7 @@ impl SliceKernels {
         kernel: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<(), TeamError> {
         let (pieces, work, at) = (y.len() / piece, y.len(), Shared(y.as_mut_ptr()));
-        self.run(work, |worker| {
+        self.run(work, |worker, _| {
             let at = &at;
             let share = worker.share(pieces);
             let (first, length) = (share.start * piece, share.len() * piece);
@@ -174,18 +175,13 @@ impl SliceKernels {
         })
     }
 
-    fn run(&self, work: usize, job: impl Fn(Worker<'_>) + Sync) -> Result<(), TeamError> {
-        if work < SHARED_ELEMENTS_MIN {
-            job(Worker::alone());
-            return Ok(());
-        }
-        lock(&self.team).run(job)
+    fn run(
+        &self,
+        work: usize,
+        job: impl Fn(Worker<'_>, &mut Scratch) + Sync,
+    ) -> Result<(), TeamError> {
+        self.crew.run(work < SHARED_ELEMENTS_MIN, job)
     }
-}
-
-/// No invariant spans these locks: a team recovers from panics, scratch is written before read.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Map<'a> {

@@ -35,9 +35,9 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_warm_forward_pass_allocates_nothing() {
     for threads in [1, 2] {
-        let device =
-            CpuDevice::new(CpuOptions { threads: Some(threads), isa: None, alone_flops: Some(0) })
-                .unwrap();
+        let options =
+            CpuOptions { threads: Some(threads), alone_flops: Some(0), ..CpuOptions::default() };
+        let device = CpuDevice::new(options).unwrap();
         let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
         for (case, precision) in
             cases().into_iter().flat_map(|case| precisions.map(|p| (case.clone(), p)))

@@ -15,8 +15,12 @@ use neural_forecast_runtime::testing::{Case, cases};
 use std::ops::Range;
 
 fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options =
-        CpuOptions { threads: Some(threads), isa: Some(isa.name().into()), alone_flops: Some(0) };
+    let options = CpuOptions {
+        threads: Some(threads),
+        isa: Some(isa.name().into()),
+        alone_flops: Some(0),
+        ..CpuOptions::default()
+    };
     CpuDevice::new(options).expect("this machine has the instruction set")
 }
 

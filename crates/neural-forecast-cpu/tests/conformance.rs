@@ -8,8 +8,12 @@ use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
 
 fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options =
-        CpuOptions { threads: Some(threads), isa: Some(isa.name().into()), alone_flops: Some(0) };
+    let options = CpuOptions {
+        threads: Some(threads),
+        isa: Some(isa.name().into()),
+        alone_flops: Some(0),
+        ..CpuOptions::default()
+    };
     CpuDevice::new(options).expect("this machine has the instruction set")
 }
 
@@ -67,7 +71,7 @@ fn int8_stays_close() {
 
 #[test]
 fn an_absent_tier_is_an_error_that_names_it() {
-    let options = CpuOptions { threads: Some(1), isa: Some("avx10".into()), alone_flops: None };
+    let options = CpuOptions { isa: Some("avx10".into()), ..CpuOptions::default() };
     let error = CpuDevice::new(options).expect_err("there is no such tier");
     assert!(error.to_string().contains("`avx10`"), "{error}");
 }
