@@ -11,7 +11,7 @@ mod reads;
 
 pub use caches::Caches;
 
-use crate::isa::Isa;
+use crate::isa::{Isa, TIERS};
 use crate::memory::Buffer;
 use crate::team::{Team, TeamError};
 use arithmetic::Arithmetic;
@@ -153,17 +153,19 @@ impl Ceilings {
         self.peaks.get(tier).map(|peak| peak.rates)
     }
 
-    /// The most operations a second over weights of a precision with vectors as wide as a tier's:
-    /// by the instruction that the processor has for them, whether the tier uses it or not, or in
-    /// `f32`.
+    /// The most operations a second over weights of a precision: by the instruction that the tier
+    /// has for them, or in `f32`; `None` for bytes on a tier that has none, whose way of
+    /// multiplying them is not measured.
     pub fn peak(&self, isa: Isa, precision: Precision) -> Option<Rates> {
-        let made_for = match precision {
-            Precision::Bf16 if isa.lanes() == 16 => Some(arithmetic::BF16),
-            Precision::Int8 if isa.lanes() == 16 => Some(arithmetic::INT8),
-            _ => None,
-        };
-        let found = self.peaks.iter().find(|peak| Some(peak.name) == made_for);
-        found.map(|peak| peak.rates).or_else(|| self.f32_peak(isa))
+        let of = |name: &str| self.peaks.iter().find(|peak| peak.name == name).map(|p| p.rates);
+        let rank = |name: &str| TIERS.iter().position(|tier| *tier == name);
+        let has = |tier: &str| rank(isa.name()) >= rank(tier);
+        match precision {
+            Precision::Bf16 if has("avx512-bf16") => of(arithmetic::BF16),
+            Precision::Int8 if has("avx512-vnni") => of(arithmetic::INT8),
+            Precision::Int8 => None,
+            _ => self.f32_peak(isa),
+        }
     }
 
     /// Where a loop over `footprint` bytes, split evenly over `workers`, finds them.
@@ -288,10 +290,7 @@ fn readings(teams: &mut Teams, caches: Caches) -> std::io::Result<Vec<Reading>> 
     for isa in vector_tiers() {
         for &(level, footprint) in &footprints {
             let turn = |worker: usize, n: usize| {
-                for _ in 0..n {
-                    let data = &buffers[worker].as_slice()[..footprint / size_of::<f32>()];
-                    reads::read(isa, data);
-                }
+                reads::read(isa, &buffers[worker].as_slice()[..footprint / size_of::<f32>()], n);
             };
             let rates = teams.rates(footprint as f64, turn)?;
             readings.push(Reading { level, tier: isa.name(), footprint, rates });

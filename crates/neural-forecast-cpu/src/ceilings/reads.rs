@@ -9,8 +9,9 @@ use crate::isa::Isa;
 /// What a loop turn reads; buffers are multiples of it.
 pub(super) const BLOCK: usize = 1024;
 
-/// Loads all of `data` once with vectors of the tier; the tail beyond whole blocks is left out.
-pub(super) fn read(isa: Isa, data: &[f32]) {
+/// Loads all of `data` `passes` times with vectors of the tier; the tail beyond whole blocks is left
+/// out.
+pub(super) fn read(isa: Isa, data: &[f32], passes: usize) {
     let blocks = size_of_val(data) / BLOCK;
     if blocks == 0 {
         return;
@@ -19,17 +20,19 @@ pub(super) fn read(isa: Isa, data: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     match isa.lanes() {
         // SAFETY: `blocks` blocks are inside `data`; a tier of 16 lanes exists only with AVX-512.
-        16 => unsafe { x86::read_512(first, blocks) },
+        16 => unsafe { x86::read_512(first, blocks, passes) },
         // SAFETY: as above; a tier of 8 lanes exists only with AVX2.
-        8 => unsafe { x86::read_256(first, blocks) },
+        8 => unsafe { x86::read_256(first, blocks, passes) },
         // SAFETY: as above; 128 bits are part of every x86-64.
-        _ => unsafe { x86::read_128(first, blocks) },
+        _ => unsafe { x86::read_128(first, blocks, passes) },
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = (isa, first);
-        let words = &data[..blocks * BLOCK / size_of::<f32>()];
-        std::hint::black_box(words.iter().fold(0, |all, x| all ^ x.to_bits()));
+        for _ in 0..passes {
+            let words = std::hint::black_box(&data[..blocks * BLOCK / size_of::<f32>()]);
+            std::hint::black_box(words.iter().fold(0, |all, x| all ^ x.to_bits()));
+        }
     }
 }
 
@@ -81,35 +84,37 @@ mod x86 {
             $([$a:literal $b:literal $c:literal $d:literal $e:literal $f:literal $g:literal
                 $h:literal])*) => {
             /// # Safety
-            /// `p` is readable for `blocks` blocks, of which there is at least one.
+            /// `first` is readable for `blocks` blocks, of which there is at least one.
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn $name(p: *const u8, blocks: usize) {
-                // SAFETY: the caller grants the blocks; the loads need no alignment, the loop reads
-                // `blocks` times 1,024 bytes and ends because there is at least one.
-                unsafe {
-                    asm!(
-                        ".p2align 6",
-                        "2:",
-                        $(
-                            concat!($move, " {v0}, [{p} + ", $a, "]"),
-                            concat!($move, " {v1}, [{p} + ", $b, "]"),
-                            concat!($move, " {v2}, [{p} + ", $c, "]"),
-                            concat!($move, " {v3}, [{p} + ", $d, "]"),
-                            concat!($move, " {v4}, [{p} + ", $e, "]"),
-                            concat!($move, " {v5}, [{p} + ", $f, "]"),
-                            concat!($move, " {v6}, [{p} + ", $g, "]"),
-                            concat!($move, " {v7}, [{p} + ", $h, "]"),
-                        )*
-                        "add {p}, 1024",
-                        "dec {n}",
-                        "jnz 2b",
-                        p = inout(reg) p => _,
-                        n = inout(reg) blocks => _,
-                        v0 = out($class) _, v1 = out($class) _, v2 = out($class) _,
-                        v3 = out($class) _, v4 = out($class) _, v5 = out($class) _,
-                        v6 = out($class) _, v7 = out($class) _,
-                        options(readonly, nostack),
-                    );
+            pub(super) unsafe fn $name(first: *const u8, blocks: usize, passes: usize) {
+                for _ in 0..passes {
+                    // SAFETY: the caller grants the blocks; the loads need no alignment, the loop reads
+                    // `blocks` times 1,024 bytes and ends because there is at least one.
+                    unsafe {
+                        asm!(
+                            ".p2align 6",
+                            "2:",
+                            $(
+                                concat!($move, " {v0}, [{p} + ", $a, "]"),
+                                concat!($move, " {v1}, [{p} + ", $b, "]"),
+                                concat!($move, " {v2}, [{p} + ", $c, "]"),
+                                concat!($move, " {v3}, [{p} + ", $d, "]"),
+                                concat!($move, " {v4}, [{p} + ", $e, "]"),
+                                concat!($move, " {v5}, [{p} + ", $f, "]"),
+                                concat!($move, " {v6}, [{p} + ", $g, "]"),
+                                concat!($move, " {v7}, [{p} + ", $h, "]"),
+                            )*
+                            "add {p}, 1024",
+                            "dec {n}",
+                            "jnz 2b",
+                            p = inout(reg) first => _,
+                            n = inout(reg) blocks => _,
+                            v0 = out($class) _, v1 = out($class) _, v2 = out($class) _,
+                            v3 = out($class) _, v4 = out($class) _, v5 = out($class) _,
+                            v6 = out($class) _, v7 = out($class) _,
+                            options(readonly, nostack),
+                        );
+                    }
                 }
             }
         };
