@@ -1,6 +1,6 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of repeated runs,
-//! input in host memory to result in host memory.
+//! workloads [name] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of repeated
+//! runs, input in host memory to result in host memory; how far another precision is off f32.
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
 

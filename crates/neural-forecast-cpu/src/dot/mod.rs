@@ -2,8 +2,8 @@
 //!
 //! A [`Dot`] is one arithmetic on one tier: how a row of inputs is converted, and how a tile of
 //! converted rows meets panels of weights. Kernels are reached through a table rather than through
-//! a type, so that the walk over rows and panels and all epilogues are compiled once a vector width,
-//! not once an instruction set. Nobody has a table without the tier's token.
+//! a type, so that the walk over rows and panels and all epilogues are compiled once a vector
+//! width, not once an instruction set. Nobody has a table without the tier's token.
 //!
 //! Layouts, the same for every implementation:
 //! * A word is 32 bits: two bf16 (the even term in the low half) or four bytes (term `4w` in the
@@ -13,8 +13,9 @@
 //! * Weights are bf16 or signed bytes in −127..=127; inputs are bf16 or bytes offset by 128.
 //!
 //! Semantics: `VDPBF16PS` rounds to nearest even whatever the thread's mode, takes subnormal bf16
-//! as zero and flushes subnormal sums, and adds the two products of a pair one after the other; a
-//! sum has one accumulator over ascending pairs. Integer sums are exact, so all tiers agree on them.
+//! as zero and flushes subnormal sums; Intel's manual has it add the two products of a pair one
+//! after the other, which tests bound but do not pin. A sum has one accumulator over ascending
+//! pairs. Integer sums are exact: all tiers agree on them.
 //! Not here: scales, biases and whatever else follows a sum.
 
 mod portable;

@@ -102,7 +102,7 @@ macro_rules! tiles {
                 match (rows, vectors, panels) {
                     $($(($m, $v, 1) => one::<$m, $v, 1>(args),)*)*
                     $(($rows, $vectors, $panels) => one::<$rows, $vectors, $panels>(args),)*
-                    _ => unreachable!("no tile of {rows} rows, {panels} panels of {vectors} vectors"),
+                    _ => unreachable!("no tile of {rows} rows, {panels} x {vectors} vectors"),
                 }
             }
         }

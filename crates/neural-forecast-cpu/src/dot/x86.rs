@@ -113,7 +113,8 @@ unit! { Pairs, 16, __m512, __m512i, __m512i;
     terms(x) _mm512_set1_epi32(*x as i32);
     add(sum, a, b) {
         // The same bits under the type that the instruction's function asks for.
-        let (a, b) = (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b));
+        let a = std::mem::transmute::<__m512i, __m512bh>(a);
+        let b = std::mem::transmute::<__m512i, __m512bh>(b);
         _mm512_dpbf16_ps(sum, a, b)
     };
     store(to, sum) _mm512_storeu_ps(to.cast(), sum);
