@@ -1,10 +1,10 @@
 //! Vectorised elementary functions, one polynomial for all tiers.
 //!
 //! Bounds, asserted by the tests below against `f64`: `exp` 2 ulp, `tanh` 4, `sigmoid` 3, `erf` 3,
-//! `sigmoid_tanh` 6 (of the result, subnormals included); `gelu`, `gelu_tanh` and `silu` the larger of 4 ulp and
-//! `2⁻²³·|x|` (their lower tail is a difference). Infinities and NaN behave as in IEEE. Not the
-//! functions off the hot path (`ln`, `asinh`, `sinh`, softplus), which go lane by lane through the
-//! standard library.
+//! `sigmoid_tanh` 6 (of the result, subnormals included); `gelu`, `gelu_tanh` and `silu` the larger
+//! of 4 ulp and `2⁻²³·|x|` (their lower tail is a difference); the rough functions 2⁻¹² of the
+//! result. Infinities and NaN behave as in IEEE. Not the functions off the hot path (`ln`, `asinh`,
+//! `sinh`, softplus), which go lane by lane through the standard library.
 
 use crate::simd::Simd;
 
