@@ -11,15 +11,18 @@ use crate::kernels::{Context, Loaded, Packer, Room, Slots};
 use crate::layout::AXES_MAX;
 use crate::memory::{Buffer, PerWorker, Shared as Floats};
 use crate::team::{Pin, StartError, Worker};
+use crate::together;
+use crate::way::{ALONE_FLOPS, Way};
 use neural_forecast_runtime::arena::{ArenaPlan, MemoryLine};
 use neural_forecast_runtime::device::{
     Capabilities, Data, Device, DeviceKind, KernelCount, LoadOptions, Precision, Program,
     ProgramInfo, Request, Resident, Run, Support, WeightSource, check_weights, weight_f32,
 };
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::{Bucket, DType, Dim, Entry, Plan, StateId, sizes};
+use neural_forecast_runtime::plan::{Bucket, DType, Entry, Plan, StateId, sizes};
 use neural_forecast_runtime::prepare;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -184,7 +187,9 @@ impl Device for CpuDevice {
         };
         check_weights(plan, weights)?;
         check_ranks(plan)?;
-        let (plan, _) = prepare(plan, options, &has_kernel)?;
+        let (mut plan, _) = prepare(plan, options, &has_kernel)?;
+        plan.entries.iter_mut().for_each(together::order);
+        let plan = plan;
         let needed = plan.states.iter().map(|state| state.shape.iter().product::<usize>());
         let state_bytes = needed.sum::<usize>() as u64 * options.state_slots as u64 * 4;
         let weight_bytes = plan.parameters() as u64 * options.precision.weight_bytes() as u64;
@@ -345,63 +350,6 @@ fn shapes(entry: &Entry, bucket: Bucket) -> Vec<Vec<usize>> {
     entry.values.iter().map(|value| sizes(&value.shape, bucket)).collect()
 }
 
-/// How the team takes a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// The calling thread alone: less work than waking another would cost.
-    Alone,
-    /// All workers walk the same steps together, with a barrier after each.
-    Together,
-    /// Each worker walks the steps alone, with some rows of the batch at a time: this many.
-    Apart(usize),
-}
-
-/// Operations below which one thread is done before a sleeping worker has woken (tens of
-/// microseconds).
-const ALONE_FLOPS: u64 = 4_000_000;
-/// Bytes of values that one worker should touch at a time: about half of its L2, the other half
-/// being for weights.
-const APART_BYTES: usize = 1 << 20;
-/// Rows at a time that fill the tiles of a recurrence.
-const APART_ROWS_RECURRENT: usize = 24;
-/// Most rows at a time.
-const APART_ROWS: usize = 48;
-
-impl Way {
-    fn choose(
-        entry: &Entry,
-        steps: &[Loaded],
-        request: Request,
-        workers: usize,
-        (flops, alone): (u64, u64),
-    ) -> Way {
-        let batch = request.bucket.batch;
-        if flops < alone {
-            return Way::Alone;
-        }
-        let by_rows = |shape: &[Dim]| {
-            matches!(shape.first(), Some(Dim::Batch(_)))
-                || !shape.iter().any(|dim| matches!(dim, Dim::Batch(_)))
-        };
-        let separable = entry.values.iter().all(|value| by_rows(&value.shape))
-            && steps.iter().all(Loaded::keeps_rows_apart);
-        let together = steps.iter().any(|step| step.prefers_together(batch, workers));
-        if !separable || together || batch < workers || batch == 1 {
-            return Way::Together;
-        }
-        // New states wait in a worker's memory until the run is committed, so it goes once.
-        if entry.uses_states() {
-            return Way::Apart(batch.div_ceil(workers));
-        }
-        let one = ArenaPlan::new(entry, Bucket { batch: 1, ..request.bucket }).bytes();
-        let recurrent = steps.iter().any(|step| matches!(step.step.op, Op::RnnStack(_)));
-        let least = if recurrent { APART_ROWS_RECURRENT } else { 1 };
-        let rows = (APART_BYTES / one.max(1)).clamp(least, APART_ROWS);
-        let pieces = batch.div_ceil(rows).next_multiple_of(workers);
-        Way::Apart(batch.div_ceil(pieces))
-    }
-}
-
 /// What walks the steps: memory for some rows.
 #[derive(Debug)]
 struct Lane {
@@ -428,6 +376,8 @@ struct CpuProgram {
     info: ProgramInfo,
     entry: Entry,
     steps: Arc<Vec<Loaded>>,
+    /// Steps between two meetings of the workers.
+    stretches: Vec<Range<usize>>,
     shared: Arc<Shared>,
     way: Way,
     lanes: PerWorker<Lane>,
@@ -466,7 +416,10 @@ impl CpuProgram {
             Way::Apart(rows) => (rows, shared.workers, 1),
         };
         let bucket = Bucket { batch: rows, ..request.bucket };
-        let arena = ArenaPlan::new(entry, bucket);
+        let all_shapes = shapes(entry, bucket);
+        let split = steps.iter().map(|step| step.split_rows(&all_shapes, workers));
+        let stretches = together::stretches(&split.collect::<Vec<_>>());
+        let arena = ArenaPlan::with_stretches(entry, bucket, &stretches);
         let staged = |counts: &[(usize, usize)]| -> u64 {
             counts.iter().map(|(all, _)| *all as u64 * 4).sum()
         };
@@ -517,6 +470,7 @@ impl CpuProgram {
             stateful: entry.uses_states(),
             entry: entry.clone(),
             steps,
+            stretches,
             shared,
             way,
             lanes,
@@ -574,7 +528,7 @@ impl CpuProgram {
                 worker.barrier();
                 // SAFETY: nobody writes the lane's fields from here on.
                 let lane = unsafe { self.lanes.peek(0) };
-                for (i, step) in self.steps.iter().enumerate() {
+                for (i, stretch) in self.stretches.iter().enumerate() {
                     // One worker looks, and all see the same after the barrier.
                     if worker.index() == 0 && is_cancelled(run) {
                         cancelled.store(true, Ordering::Relaxed);
@@ -593,9 +547,11 @@ impl CpuProgram {
                         worker.barrier();
                     }
                     let context = self.context(lane, 0..run.rows);
-                    // SAFETY: context and rooms belong to this program and bucket, and `run` has
-                    // it exclusively.
-                    unsafe { step.run(&lane.rooms[i], &context, worker, scratch) };
+                    for i in stretch.clone() {
+                        // SAFETY: context and rooms belong to this program and bucket, and `run`
+                        // has it exclusively.
+                        unsafe { self.steps[i].run(&lane.rooms[i], &context, worker, scratch) };
+                    }
                 }
                 worker.barrier();
                 if worker.index() == 0 {
@@ -628,7 +584,7 @@ impl CpuProgram {
     ///
     /// # Safety
     /// Nobody else uses the lane.
-    unsafe fn set_up(&self, lane: usize, rows: std::ops::Range<usize>) {
+    unsafe fn set_up(&self, lane: usize, rows: Range<usize>) {
         // SAFETY: the caller's.
         let lane = unsafe { self.lanes.get(lane) };
         lane.fit(&self.entry, Bucket { batch: rows.len(), ..self.info.request.bucket });
@@ -654,7 +610,7 @@ impl CpuProgram {
         }
     }
 
-    fn context<'a>(&'a self, lane: &'a Lane, rows: std::ops::Range<usize>) -> Context<'a> {
+    fn context<'a>(&'a self, lane: &'a Lane, rows: Range<usize>) -> Context<'a> {
         Context {
             isa: self.shared.isa,
             counters: &self.shared.counters,
@@ -668,7 +624,7 @@ impl CpuProgram {
     }
 
     /// Copies the outputs of some rows out of a lane.
-    fn collect(&self, lane: &Lane, rows: std::ops::Range<usize>) {
+    fn collect(&self, lane: &Lane, rows: Range<usize>) {
         let outputs = self.entry.outputs.iter().zip(&self.outputs);
         for ((output, buffer), &(all, row)) in outputs.zip(&self.info.output_elements) {
             let (start, n) = match row {

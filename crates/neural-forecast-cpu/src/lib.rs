@@ -7,6 +7,7 @@
 
 pub mod amx;
 pub mod attention;
+mod caches;
 #[doc(hidden)]
 pub mod ceilings;
 pub mod counters;
@@ -28,7 +29,9 @@ pub mod simd;
 pub mod slices;
 pub mod team;
 pub mod tile;
+mod together;
 pub mod vecmath;
+mod way;
 
 pub use crew::{PIN_VARIABLE, SPIN_VARIABLE, THREADS_VARIABLE};
 pub use device::{CpuDevice, CpuOptions};

@@ -52,8 +52,25 @@ impl ArenaPlan {
     /// value has the region of its source. Inputs and outputs are never shared, because the host
     /// writes and reads them outside of the run.
     pub fn new(entry: &Entry, bucket: Bucket) -> ArenaPlan {
+        ArenaPlan::with_stretches(entry, bucket, &[])
+    }
+
+    /// As [`ArenaPlan::new`] for a backend whose threads go through stretches of steps (ranges of
+    /// their numbers) at their own pace: what is touched in a stretch is live in all of it.
+    pub fn with_stretches(entry: &Entry, bucket: Bucket, stretches: &[Range<usize>]) -> ArenaPlan {
         let owners = owners(entry);
-        let lives = lifetimes(entry, &owners);
+        let mut lives = lifetimes(entry, &owners);
+        for life in lives.iter_mut().filter(|life| life.start < life.end) {
+            // Step `i` is number `i + 1` of a lifetime.
+            for Range { start, end } in stretches {
+                if (start + 1..end + 1).contains(&life.start) {
+                    life.start = start + 1;
+                }
+                if (start + 1..end + 1).contains(&(life.end - 1)) {
+                    life.end = end + 1;
+                }
+            }
+        }
         let mut regions = vec![Region { offset: 0, bytes: 0 }; entry.values.len()];
         let mut placed: Vec<(Region, Range<usize>)> = Vec::new();
         let mut order: Vec<usize> =

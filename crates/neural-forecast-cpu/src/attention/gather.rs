@@ -3,8 +3,8 @@
 //!
 //! Does not multiply; [`super::panel`] does.
 
-use super::Attention;
 use super::panel::{KEY_BLOCK, KEYS_TILE, Unit, VALUES_TILE};
+use super::{Attention, View};
 use crate::memory::Buffer;
 use crate::simd::Simd;
 
@@ -136,7 +136,30 @@ impl Unit<'_> {
         let terms = op.terms();
         let count = self.scratch.key_rows.len();
         let plain = self.plain();
-        for j in 0..count {
+        if let (true, None, [view]) = (plain, self.call.ring, self.call.keys) {
+            let to = self.scratch.keys.as_mut_ptr();
+            for (j, &row) in self.scratch.key_rows.iter().enumerate() {
+                // SAFETY: key rows exist; the buffer holds all keys.
+                unsafe {
+                    let from = view.at.add(row as usize * view.stride + self.head * n);
+                    copy(s, from, to.add(j * terms), n);
+                }
+            }
+        } else {
+            // SAFETY: the caller's.
+            unsafe { self.gather_prepared_keys(s) }
+        }
+        // A tile's keys beyond the last one must be numbers, because their scores are computed.
+        let after = count * terms..(count + KEYS_TILE) * terms;
+        self.scratch.keys.as_mut_slice()[after].fill(0.0);
+    }
+
+    /// Keys that come from a ring, are rotated or normalised, or are several.
+    #[inline(always)]
+    unsafe fn gather_prepared_keys<S: Simd>(&mut self, s: S) {
+        let (op, n) = (self.op, self.op.head);
+        let (terms, plain) = (op.terms(), self.plain());
+        for j in 0..self.scratch.key_rows.len() {
             let row = self.scratch.key_rows[j] as usize;
             // SAFETY: key rows exist in call or ring; the buffer holds all keys.
             unsafe {
@@ -163,9 +186,6 @@ impl Unit<'_> {
                 }
             }
         }
-        // A tile's keys beyond the last one must be numbers, because their scores are computed.
-        let after = count * terms..(count + KEYS_TILE) * terms;
-        self.scratch.keys.as_mut_slice()[after].fill(0.0);
     }
 
     /// Values one below the other. Says whether all of them are finite.
@@ -213,36 +233,51 @@ impl Unit<'_> {
         width: usize,
     ) {
         let (op, n) = (self.op, self.op.head);
-        let plain = self.plain();
-        if count < width {
-            self.scratch.queries.as_mut_slice()[..op.terms() * width].fill(0.0);
-        }
-        let mut lanes = [0.0f32; 16];
-        for r in 0..count {
-            let row = self.scratch.query_rows[first + r] as usize;
-            for (p, view) in self.call.queries.iter().enumerate() {
-                // SAFETY: query rows exist; the panel holds all terms.
-                unsafe {
-                    let mut from = view.at.add(row * view.stride + self.head * n);
-                    if !plain {
-                        let norm = op.qk_norm.as_ref().map(|norm| norm.query.as_slice());
-                        self.prepare(from, self.scratch.query_turns[first + r], norm);
-                        from = self.scratch.row.as_ptr();
-                    }
-                    let to = self.scratch.queries.as_mut_ptr().add(p * n * width + r);
-                    let scale = s.splat(op.scales[p]);
-                    for d in (0..n).step_by(S::LANES) {
-                        let mut x = s.mul(s.load_first(from.add(d), n - d), scale);
-                        if let Some(by_dim) = &op.query_scale {
-                            x = s.mul(x, s.load_first(by_dim.as_ptr().add(d), n - d));
+        for (p, view) in self.call.queries.iter().enumerate() {
+            let scale = s.splat(op.scales[p]);
+            for lanes in (0..width).step_by(S::LANES) {
+                for d in (0..n).step_by(S::LANES) {
+                    let mut square = [s.splat(0.0); 16];
+                    for (r, x) in square.iter_mut().enumerate().take(S::LANES) {
+                        if lanes + r >= count {
+                            break;
                         }
-                        s.store(lanes.as_mut_ptr(), x);
-                        for (i, x) in lanes.iter().enumerate().take(S::LANES.min(n - d)) {
-                            *to.add((d + i) * width) = *x;
+                        // SAFETY: the query and its columns exist.
+                        unsafe {
+                            let from = self.query(view, first + lanes + r);
+                            *x = s.mul(s.load_first(from.add(d), n - d), scale);
+                            if let Some(by_dim) = &op.query_scale {
+                                let by_dim = s.load_first(by_dim.as_ptr().add(d), n - d);
+                                *x = s.mul(*x, by_dim);
+                            }
+                        }
+                    }
+                    s.turn(&mut square);
+                    for (i, x) in square.iter().enumerate().take(S::LANES.min(n - d)) {
+                        // SAFETY: the panel holds all terms.
+                        unsafe {
+                            let to = self.scratch.queries.as_mut_ptr();
+                            s.store(to.add((p * n + d + i) * width + lanes), *x);
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// The head of gathered query `i`, as it is or prepared.
+    #[inline(always)]
+    unsafe fn query(&mut self, view: &View, i: usize) -> *const f32 {
+        let row = self.scratch.query_rows[i] as usize;
+        // SAFETY: query rows exist.
+        unsafe {
+            let from = view.at.add(row * view.stride + self.head * self.op.head);
+            if self.plain() {
+                return from;
+            }
+            let norm = self.op.qk_norm.as_ref().map(|norm| norm.query.as_slice());
+            self.prepare(from, self.scratch.query_turns[i], norm);
+            self.scratch.row.as_ptr()
         }
     }
 }

@@ -308,29 +308,36 @@ impl Unit<'_> {
         let op = self.op;
         let (n, width) = (op.head_v, V * S::LANES);
         let heads = if op.mean_heads { op.heads as f32 } else { 1.0 };
-        // SAFETY: the queries' rows are this unit's part of the output; the sums hold `n` columns.
-        unsafe {
-            let sums = self.scratch.sums.as_mut_ptr();
-            for (v, total) in total.into_iter().enumerate() {
-                // What no key has added to has a total below the smallest number; NaN has not.
-                let empty = s.less(total, s.splat(f32::from_bits(1)));
-                let share = s.div(s.splat(1.0), s.mul(total, s.splat(heads)));
-                for d in 0..n {
-                    let at = sums.add(d * width + v * S::LANES);
-                    let x = s.select(empty, s.splat(0.0), s.mul(s.load(at), share));
-                    s.store(at, x);
+        let later = op.mean_heads && self.head > 0;
+        for (v, total) in total.into_iter().enumerate() {
+            // What no key has added to has a total below the smallest number; NaN has not.
+            let empty = s.less(total, s.splat(f32::from_bits(1)));
+            let share = s.div(s.splat(1.0), s.mul(total, s.splat(heads)));
+            let lanes = queries.start + v * S::LANES..queries.end;
+            for d in (0..n).step_by(S::LANES) {
+                let mut square = [s.splat(0.0); 16];
+                // SAFETY: the sums hold `n` columns.
+                unsafe {
+                    let sums = self.scratch.sums.as_ptr().add(d * width + v * S::LANES);
+                    for (i, x) in square.iter_mut().enumerate().take(S::LANES.min(n - d)) {
+                        let y = s.mul(s.load(sums.add(i * width)), share);
+                        *x = s.select(empty, s.splat(0.0), y);
+                    }
                 }
-            }
-            for (lane, i) in queries.enumerate() {
-                let row = self.scratch.query_rows[i] as usize;
-                let to = match op.mean_heads {
-                    true => self.call.y.add(row * n),
-                    false => self.call.y.add((row * op.heads + self.head) * n),
-                };
-                let later = op.mean_heads && self.head > 0;
-                for d in 0..n {
-                    let x = *sums.add(d * width + lane);
-                    *to.add(d) = if later { *to.add(d) + x } else { x };
+                s.turn(&mut square);
+                for (x, i) in square.iter().zip(lanes.clone()).take(S::LANES) {
+                    let row = self.scratch.query_rows[i] as usize;
+                    let start =
+                        if op.mean_heads { row * n } else { (row * op.heads + self.head) * n };
+                    // SAFETY: the query's row is this unit's part of the output.
+                    unsafe {
+                        let to = self.call.y.add(start + d);
+                        let mut x = *x;
+                        if later {
+                            x = s.add(s.load_first(to, n - d), x);
+                        }
+                        s.store_first(to, x, n - d);
+                    }
                 }
             }
         }

@@ -88,6 +88,19 @@ impl<'a> Gemm<'a> {
         unsafe { self.run_part(isa, rows, panels, scratch) }
     }
 
+    /// This worker's part of the product, split evenly by rows however few they are: so the rows
+    /// that a worker writes here are those it reads in a step that is split alike. No barrier.
+    ///
+    /// # Safety
+    /// As [`Gemm::run`].
+    pub unsafe fn run_rows(&self, isa: Isa, worker: Worker<'_>, scratch: &mut Scratch) {
+        if worker.index() == 0 {
+            count(Stem::Gemm, isa, self.weights.precision);
+        }
+        // SAFETY: the caller's.
+        unsafe { self.run_part(isa, worker.share(self.rows), 0..self.weights.panels, scratch) }
+    }
+
     /// By rows where every worker gets enough of them to fill tiles, else by panels.
     fn share(&self, worker: Worker<'_>) -> (Range<usize>, Range<usize>) {
         let panels = self.weights.panels;

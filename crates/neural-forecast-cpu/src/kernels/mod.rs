@@ -23,6 +23,7 @@ use crate::norm::Norm;
 use crate::rnn::{Rnn, Schedule, StateRows};
 use crate::series;
 use crate::team::Worker;
+use crate::together;
 use neural_forecast_runtime::ops::{Activation, From, Keep, LinearAxis, Op};
 use neural_forecast_runtime::plan::{Bucket, StateId, Step, ValueId};
 use std::sync::Arc;
@@ -120,6 +121,8 @@ impl Context<'_> {
 /// A step's own memory in one program.
 #[derive(Debug)]
 pub(crate) struct Room {
+    /// Whether the workers split the step's rows, each taking the same rows in every such step.
+    by_rows: bool,
     /// Intermediate floats that all workers share.
     floats: Buffer,
     /// New states until the run is committed, in the order of [`Op::states`].
@@ -175,7 +178,9 @@ impl Loaded {
     ) -> Room {
         let shape = |value: ValueId| shapes[value.index()].as_slice();
         let elements = |value: ValueId| shape(value).iter().product::<usize>();
+        let split = self.split_rows(shapes, workers).is_some();
         let mut room = Room {
+            by_rows: split,
             floats: Buffer::default(),
             pending: Vec::new(),
             schedule: None,
@@ -189,7 +194,8 @@ impl Loaded {
             (Op::Linear(op), _) => {
                 let floats = match op.axis {
                     LinearAxis::Time => elements(op.x) + elements(self.step.outputs[0]),
-                    _ if op.prologue.is_some() => elements(op.x),
+                    _ if op.prologue.is_some() && split => elements(op.x),
+                    _ if op.prologue.is_some() => workers * elements(op.x),
                     _ => 0,
                 };
                 room.floats = Buffer::zeroed(floats);
@@ -228,6 +234,15 @@ impl Loaded {
             _ => {}
         }
         room
+    }
+
+    /// The rows that workers split, each going through the step with its own, if it is such a step
+    /// and there are enough of them.
+    pub(crate) fn split_rows(&self, shapes: &[Vec<usize>], workers: usize) -> Option<usize> {
+        let x = together::by_rows(&self.step.op)?;
+        let (_, leading) = shapes[x.index()].split_last()?;
+        let rows = leading.iter().product();
+        together::splits(rows, workers).then_some(rows)
     }
 
     /// Whether few rows should be shared by all workers rather than split over them.

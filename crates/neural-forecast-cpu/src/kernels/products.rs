@@ -32,10 +32,13 @@ impl Loaded {
                 return self.over_time(op, &packed[0], activation, room, c, worker, scratch);
             }
             if let Some(norm) = norm {
-                let to = shared(&room.floats);
-                norm.run(c.isa, (x, to), width, worker.share(rows), worker);
+                // Few rows, which are split by columns: every worker normalises all for itself.
+                let (to, own) = match room.by_rows {
+                    true => (shared(&room.floats), worker.share(rows)),
+                    false => (shared(&room.floats).add(worker.index() * rows * width), 0..rows),
+                };
+                norm.run(c.isa, (x, to), width, own, worker);
                 x = to;
-                worker.barrier();
             }
             let heads = packed.len();
             let n = out_width / heads.max(1);
@@ -51,7 +54,11 @@ impl Loaded {
                     residual,
                     ..Gemm::new(x.add(h * weights.terms()), rows, weights, y.add(h * n))
                 };
-                product.run(c.isa, worker, scratch);
+                if room.by_rows {
+                    product.run_rows(c.isa, worker, scratch);
+                } else {
+                    product.run(c.isa, worker, scratch);
+                }
             }
         }
     }

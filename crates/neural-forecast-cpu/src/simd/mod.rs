@@ -108,6 +108,26 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Maximum of the lanes.
     fn maximum(self, a: Self::V) -> f32;
 
+    /// Turns a square: lane `j` of vector `i` becomes lane `i` of vector `j`, for the first `LANES`
+    /// vectors; the others stay.
+    #[inline(always)]
+    fn turn(self, square: &mut [Self::V; 16]) {
+        let mut lanes = [[0.0f32; 16]; 16];
+        // SAFETY: `LANES` is at most 16 on every tier.
+        unsafe {
+            for (row, v) in lanes.iter_mut().zip(square.iter()).take(Self::LANES) {
+                self.store(row.as_mut_ptr(), *v);
+            }
+            for (j, v) in square.iter_mut().enumerate().take(Self::LANES) {
+                let mut column = [0.0f32; 16];
+                for (to, row) in column.iter_mut().zip(&lanes) {
+                    *to = row[j];
+                }
+                *v = self.load(column.as_ptr());
+            }
+        }
+    }
+
     /// Applies a scalar function to each lane: for functions off the hot path.
     #[inline(always)]
     fn map(self, a: Self::V, f: impl Fn(f32) -> f32) -> Self::V {

@@ -141,6 +141,12 @@ impl Simd for Avx512 {
             ))
         }
     }
+    #[inline(always)]
+    fn turn(self, square: &mut [__m512; 16]) {
+        // SAFETY: `self` exists only on machines that have the features.
+        unsafe { turn16(square) }
+    }
+
     intrinsics! {
         splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
@@ -174,6 +180,40 @@ impl Simd for Avx512 {
             let high = _mm512_extractf32x8_ps::<1>(a);
             maximum8(_mm256_max_ps(_mm512_castps512_ps256(a), high))
         }}
+    }
+}
+
+/// Turns a square of floats: pairs, then fours within each quarter, then the quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn16(square: &mut [__m512; 16]) {
+    let mut pairs = *square;
+    for i in 0..8 {
+        let (a, b) = (square[2 * i], square[2 * i + 1]);
+        pairs[2 * i] = _mm512_unpacklo_ps(a, b);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(a, b);
+    }
+    // Vector `4·i + c` holds column `c` of each quarter, of the rows `4·i..4·i + 4`.
+    let mut fours = pairs;
+    for i in 0..4 {
+        for high in 0..2 {
+            let a = _mm512_castps_pd(pairs[4 * i + high]);
+            let b = _mm512_castps_pd(pairs[4 * i + 2 + high]);
+            fours[4 * i + 2 * high] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            fours[4 * i + 2 * high + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    }
+    for c in 0..4 {
+        let (a, b) = (fours[c], fours[4 + c]);
+        let (d, e) = (fours[8 + c], fours[12 + c]);
+        // Quarters 0 and 2, then 1 and 3, of the upper and the lower rows.
+        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let (even_low, odd_low) =
+            (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
+        square[c] = _mm512_shuffle_f32x4::<0x88>(even, even_low);
+        square[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even, even_low);
+        square[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd_low);
+        square[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_low);
     }
 }
 
