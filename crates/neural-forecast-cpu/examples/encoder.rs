@@ -163,6 +163,7 @@ impl Bench {
         let (head, keys) = (shape.d / shape.heads, shape.steps);
         let attention = Attention {
             isa: self.isa,
+            precision: self.precision,
             heads: shape.heads,
             head,
             head_v: head,

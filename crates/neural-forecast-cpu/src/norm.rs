@@ -141,40 +141,28 @@ impl Kernel for Rows<'_> {
     }
 }
 
-/// Sum of `n` floats less `center`, or of their squares: four sums side by side, so that they do
-/// not wait for each other, and a fixed tree.
+/// Sum of `n` floats less `center`, or of their squares.
 #[inline(always)]
 unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, center: f32, square: bool) -> f32 {
     let c = s.splat(center);
-    let mut acc = [s.splat(0.0); 4];
+    let mut acc = s.splat(0.0);
     let mut d = 0;
     // SAFETY: the caller grants `n` floats.
     unsafe {
-        while d + 4 * S::LANES <= n {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = add(s, square, *acc, s.sub(s.load(x.add(d + i * S::LANES)), c));
-            }
-            d += 4 * S::LANES;
-        }
-        for acc in &mut acc {
-            if d + S::LANES <= n {
-                *acc = add(s, square, *acc, s.sub(s.load(x.add(d)), c));
-                d += S::LANES;
-            }
+        while d + S::LANES <= n {
+            let v = s.sub(s.load(x.add(d)), c);
+            acc = if square { s.fma(v, v, acc) } else { s.add(acc, v) };
+            d += S::LANES;
         }
         if d < n {
             // Lanes beyond the end must add nothing, whatever the centre.
             let mut tail = [0.0f32; 16];
             s.store_first(tail.as_mut_ptr(), s.sub(s.load_first(x.add(d), n - d), c), n - d);
-            acc[3] = add(s, square, acc[3], s.load(tail.as_ptr()));
+            let v = s.load(tail.as_ptr());
+            acc = if square { s.fma(v, v, acc) } else { s.add(acc, v) };
         }
     }
-    s.sum(s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3])))
-}
-
-#[inline(always)]
-fn add<S: Simd>(s: S, square: bool, acc: S::V, v: S::V) -> S::V {
-    if square { s.fma(v, v, acc) } else { s.add(acc, v) }
+    s.sum(acc)
 }
 
 #[cfg(test)]

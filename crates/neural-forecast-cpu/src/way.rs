@@ -1,5 +1,5 @@
-//! Who takes what: whether a run stays on the calling thread, is shared step by step, or is split by
-//! rows of the batch.
+//! Who takes what: whether a run stays on the calling thread, is shared step by step, or is split
+//! by rows of the batch.
 //!
 //! Decided once, when an entry is compiled, from its shapes and this machine's caches.
 

@@ -5,6 +5,8 @@
 
 use neural_forecast_cpu::Isa;
 use neural_forecast_cpu::attention::{Attention, Call, View};
+use neural_forecast_cpu::counters::Precision;
+use neural_forecast_cpu::dot::{Dot, bf16_bits};
 use neural_forecast_cpu::memory::Shared;
 use neural_forecast_cpu::team::Team;
 
@@ -56,9 +58,14 @@ impl Case {
     }
 
     fn run(&self, isa: Isa, workers: usize) -> Vec<f32> {
+        self.run_in(Precision::F32, isa, workers)
+    }
+
+    fn run_in(&self, precision: Precision, isa: Isa, workers: usize) -> Vec<f32> {
         let Shape { batch, queries, keys, heads, head, head_v } = self.shape;
         let op = Attention {
             isa,
+            precision,
             heads,
             head,
             head_v,
@@ -95,6 +102,11 @@ impl Case {
     }
 
     fn expected(&self, b: usize, i: usize, h: usize) -> Vec<f64> {
+        self.expected_of(b, i, h, |x| x)
+    }
+
+    /// The plain sum of queries (scaled), keys and values that went through `rounded`.
+    fn expected_of(&self, b: usize, i: usize, h: usize, rounded: fn(f32) -> f32) -> Vec<f64> {
         let Shape { queries, keys, heads, head, head_v, .. } = self.shape;
         let last = i as isize + keys as isize - queries as isize;
         let visible = |j: &usize| {
@@ -103,13 +115,14 @@ impl Case {
         };
         let row = |x: &[f32], t: usize, time: usize, width: usize| -> Vec<f64> {
             let at = ((b * time + t) * heads + h) * width;
-            x[at..at + width].iter().map(|&x| f64::from(x)).collect()
+            x[at..at + width].iter().map(|&x| f64::from(rounded(x))).collect()
         };
-        let q = row(&self.q, i, queries, head);
+        let scaled: Vec<f32> = self.q.iter().map(|q| q * 0.7).collect();
+        let q = row(&scaled, i, queries, head);
         let seen: Vec<usize> = (0..keys).filter(visible).collect();
         let score = |j: &usize| {
             let k = row(&self.k, *j, keys, head);
-            0.7 * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+            q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
         };
         let scores: Vec<f64> = seen.iter().map(score).collect();
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -164,6 +177,51 @@ fn long_contexts_match_the_plain_sum() {
                 }
                 for workers in [2, 3] {
                     assert!(case.run(isa, workers) == y, "{workers} workers, shape {n}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_products_are_products_of_rounded_numbers() {
+    let shapes = [
+        (1, 33, 300, 2, 16, 16),
+        (1, 512, 512, 1, 64, 64),
+        (2, 13, 129, 3, 7, 5),
+        (3, 64, 64, 8, 16, 16),
+        (1, 17, 127, 1, 33, 17),
+        (2, 1, 1, 1, 1, 1),
+        (1, 5, 0, 1, 4, 4),
+    ];
+    for isa in Isa::available() {
+        for (n, &(batch, queries, keys, heads, head, head_v)) in shapes.iter().enumerate() {
+            for (causal, masked) in [(false, false), (true, false), (true, true)] {
+                let shape = Shape { batch, queries, keys, heads, head, head_v };
+                let case = Case::new(n as u64 * 10 + 900, shape, causal, masked);
+                let y = case.run_in(Precision::Bf16, isa, 1);
+                let (tier, name) = (isa.name(), format!("shape {n}"));
+                for workers in [2, 3] {
+                    let same = case.run_in(Precision::Bf16, isa, workers) == y;
+                    assert!(same, "{tier} {name}: {workers} workers");
+                }
+                if Dot::of(isa, Precision::Bf16).is_none() {
+                    assert!(y == case.run(isa, 1), "{tier} {name}: not the products of floats");
+                    continue;
+                }
+                for b in 0..batch {
+                    for i in (0..queries).step_by(5) {
+                        for h in 0..heads {
+                            let at = ((b * queries + i) * heads + h) * head_v;
+                            let rounded = |x: f32| f32::from_bits(bf16_bits(x) << 16);
+                            let expected = case.expected_of(b, i, h, rounded);
+                            for (found, e) in y[at..at + head_v].iter().zip(expected) {
+                                // What is left is the rounding of weights: 2⁻⁹ of each.
+                                let error = (f64::from(*found) - e).abs();
+                                assert!(error <= 3e-3, "{tier} {name}: {found}, expected {e}");
+                            }
+                        }
+                    }
                 }
             }
         }

@@ -3,7 +3,8 @@
 //!
 //! Does not multiply; [`super::panel`] does.
 
-use super::panel::{KEY_BLOCK, KEYS_TILE, Unit, VALUES_TILE};
+use super::low::LowScratch;
+use super::panel::{KEY_BLOCK, KEYS_TILE, Unit};
 use super::{Attention, View};
 use crate::memory::Buffer;
 use crate::simd::Simd;
@@ -22,6 +23,8 @@ pub struct AttentionScratch {
     /// Weighted sums of values, `[value pitch][lanes]`.
     pub(super) sums: Buffer,
     row: Buffer,
+    /// Empty where products are in `f32`.
+    pub(super) low: LowScratch,
     /// Own row (or ring index) of each gathered key, and its position.
     pub(super) key_rows: Vec<u32>,
     pub(super) key_positions: Vec<i64>,
@@ -41,8 +44,13 @@ pub struct AttentionScratch {
 impl AttentionScratch {
     pub(super) fn new(op: &Attention, batch: usize, queries: usize, keys: usize) -> Self {
         let panel = 2 * op.isa.lanes();
-        let pitch = op.head_v.next_multiple_of(VALUES_TILE);
+        let pitch = op.value_pitch();
+        let low = match op.dot() {
+            Some(_) => LowScratch::new(op.terms(), op.head_v, keys, panel),
+            None => LowScratch::default(),
+        };
         AttentionScratch {
+            low,
             queries: Buffer::zeroed(op.terms() * panel),
             keys: Buffer::zeroed(op.terms() * (keys + KEYS_TILE)),
             values: Buffer::zeroed(keys * pitch),
@@ -90,7 +98,7 @@ impl AttentionScratch {
     pub fn bytes(&self) -> usize {
         let buffers =
             [&self.queries, &self.keys, &self.values, &self.weights, &self.sums, &self.row];
-        buffers.iter().map(|b| b.len() * 4).sum()
+        buffers.iter().map(|b| b.len() * 4).sum::<usize>() + self.low.bytes()
     }
 }
 
@@ -192,7 +200,7 @@ impl Unit<'_> {
     #[inline(always)]
     pub(super) unsafe fn gather_values<S: Simd>(&mut self, s: S) -> bool {
         let (op, n) = (self.op, self.op.head_v);
-        let pitch = n.next_multiple_of(VALUES_TILE);
+        let pitch = op.value_pitch();
         let column = if op.mean_heads { 0 } else { self.head * n };
         let all = if op.mean_heads { n } else { op.heads * n };
         let mut sum = s.splat(0.0);

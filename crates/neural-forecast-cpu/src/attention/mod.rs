@@ -9,11 +9,13 @@
 //! Does not project and does not read plans; `program` translates those.
 
 use crate::counters::{Precision, Stem, count};
+use crate::dot::Dot;
 use crate::isa::Isa;
 use crate::rnn::StateRows;
 use crate::team::Worker;
 
 mod gather;
+mod low;
 mod panel;
 
 pub use gather::AttentionScratch;
@@ -65,6 +67,8 @@ pub struct QkNorm {
 pub struct Attention {
     /// Tier.
     pub isa: Isa,
+    /// Below `f32`, products are in bf16 on tiers that multiply it.
+    pub precision: Precision,
     /// Heads.
     pub heads: usize,
     /// Width of a head of queries and keys.
@@ -142,6 +146,24 @@ unsafe impl Send for Call<'_> {}
 unsafe impl Sync for Call<'_> {}
 
 impl Attention {
+    /// How its products are computed, if not in `f32`.
+    fn dot(&self) -> Option<&'static Dot> {
+        match self.precision {
+            Precision::F32 => None,
+            _ => Dot::of(self.isa, Precision::Bf16),
+        }
+    }
+
+    /// In which precision it multiplies.
+    pub fn counted(&self) -> Precision {
+        if self.dot().is_some() { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Floats between gathered values.
+    fn value_pitch(&self) -> usize {
+        self.head_v.next_multiple_of(panel::VALUES_TILE)
+    }
+
     fn depth(&self) -> usize {
         self.scales.len()
     }
@@ -171,7 +193,7 @@ impl Attention {
     /// workers pass the same call, and nobody else touches its memory meanwhile.
     pub unsafe fn run(&self, call: &Call<'_>, worker: Worker<'_>, scratch: &mut AttentionScratch) {
         if worker.index() == 0 {
-            count(Stem::Attention, self.isa, Precision::F32);
+            count(Stem::Attention, self.isa, self.counted());
         }
         let heads = if self.mean_heads { 1 } else { self.heads };
         if let Some(groups) = call.groups {

@@ -6,6 +6,7 @@
 //! vector. Every output is one accumulator over the terms (or keys) ascending.
 
 use super::{Attention, AttentionScratch, Bias, Call};
+use crate::dot::Dot;
 use crate::simd::{Kernel, Simd};
 use crate::vecmath;
 
@@ -35,6 +36,12 @@ impl Kernel for Unit<'_> {
         unsafe {
             self.gather_keys(s);
             let finite = self.gather_values(s);
+            // Values of a pair of keys are multiplied together: what is not finite would reach the
+            // queries that see only the other one, so such a unit is computed in `f32`.
+            let low = self.op.dot().filter(|_| finite);
+            if let Some(dot) = low {
+                self.rows_to_words(s, dot);
+            }
             let spans = &self.scratch.spans;
             // A weight of zero hides a value only if the value is finite. Else queries that see
             // different keys go one by one, each over its own keys alone.
@@ -45,10 +52,10 @@ impl Kernel for Unit<'_> {
                 let count = most.min(queries - first);
                 // As many rows of a tile as keep the accumulators in registers.
                 match (S::LANES > 8, count > S::LANES) {
-                    (true, true) => self.panel::<S, 8, 2>(s, first, count),
-                    (true, false) => self.panel::<S, 8, 1>(s, first, count),
-                    (false, true) => self.panel::<S, 4, 2>(s, first, count),
-                    (false, false) => self.panel::<S, 4, 1>(s, first, count),
+                    (true, true) => self.panel::<S, 8, 2>(s, low, first, count),
+                    (true, false) => self.panel::<S, 8, 1>(s, low, first, count),
+                    (false, true) => self.panel::<S, 4, 2>(s, low, first, count),
+                    (false, false) => self.panel::<S, 4, 1>(s, low, first, count),
                 }
                 first += count;
             }
@@ -68,11 +75,12 @@ impl Unit<'_> {
     unsafe fn panel<S: Simd, const M: usize, const V: usize>(
         &mut self,
         s: S,
+        low: Option<&Dot>,
         first: usize,
         count: usize,
     ) {
         let width = V * S::LANES;
-        let pitch = self.op.head_v.next_multiple_of(VALUES_TILE);
+        let pitch = self.op.value_pitch();
         let spans = &self.scratch.spans[first..first + count];
         let start = spans.iter().map(|span| span.0 as usize).min().unwrap_or(0);
         let end = spans.iter().map(|span| span.1 as usize).max().unwrap_or(0);
@@ -81,19 +89,34 @@ impl Unit<'_> {
         // SAFETY: everything below stays inside the scratch, which has the call's shape.
         unsafe {
             self.gather_queries(s, first, count, width);
+            if low.is_some() {
+                self.queries_to_words(s, width);
+            }
             let mut base = start / KEY_BLOCK * KEY_BLOCK;
             let mut fresh = true;
             while base < end {
                 // Blocks begin at the same keys for every panel, so that totals add up alike.
-                let keys = base.max(start)..end.min(base + KEY_BLOCK);
-                for key in keys.clone().step_by(M) {
-                    self.scores::<S, M, V>(s, key, key - keys.start);
+                // Pairs of keys are the same for every panel, too.
+                let from = if low.is_some() { base } else { base.max(start) };
+                let keys = from..end.min(base + KEY_BLOCK);
+                match low {
+                    Some(dot) => self.scores_low(dot, keys.clone(), V),
+                    None => {
+                        for key in keys.clone().step_by(M) {
+                            self.scores::<S, M, V>(s, key, key - keys.start);
+                        }
+                    }
                 }
                 self.add_bias(first..first + count, keys.clone(), width);
                 self.hide::<S, V>(s, first..first + count, keys.clone());
-                self.soften(s, keys.len(), &mut lanes, fresh);
-                for d in (0..pitch).step_by(M) {
-                    self.weigh::<S, M, V>(s, d, keys.clone(), fresh);
+                self.soften(s, keys.len(), &mut lanes, fresh, low.is_some());
+                match low {
+                    Some(dot) => self.weigh_low(s, dot, keys.clone(), V, fresh),
+                    None => {
+                        for d in (0..pitch).step_by(M) {
+                            self.weigh::<S, M, V>(s, d, keys.clone(), fresh);
+                        }
+                    }
                 }
                 fresh = false;
                 base += KEY_BLOCK;
@@ -112,8 +135,8 @@ impl Unit<'_> {
     ) {
         let (terms, width) = (self.op.terms(), V * S::LANES);
         let mut acc = [[s.splat(0.0); V]; M];
-        // SAFETY: a tile of zeros follows the gathered keys; the block has room for one, because blocks
-        // are whole tiles long.
+        // SAFETY: a tile of zeros follows the gathered keys; the block has room for a whole tile,
+        // because blocks are whole tiles long.
         unsafe {
             let keys = self.scratch.keys.as_ptr().add(key * terms);
             let queries = self.scratch.queries.as_ptr();
@@ -206,7 +229,7 @@ impl Unit<'_> {
     }
 
     /// Turns the block's scores into weights relative to each lane's running maximum, and rescales
-    /// what was summed before.
+    /// what was summed before. The weights of two keys become `pairs` of bf16 where asked.
     #[inline(always)]
     unsafe fn soften<S: Simd, const V: usize>(
         &mut self,
@@ -214,6 +237,7 @@ impl Unit<'_> {
         keys: usize,
         lanes: &mut Lanes<S, V>,
         fresh: bool,
+        pairs: bool,
     ) {
         let weights = self.scratch.weights.as_mut_ptr();
         let mut top = lanes.maximum;
@@ -240,12 +264,25 @@ impl Unit<'_> {
                     }
                 }
             }
-            for j in 0..keys {
+            for j in (0..keys).step_by(2) {
                 for (v, center) in center.iter().enumerate() {
                     let at = weights.add((j * V + v) * S::LANES);
-                    let e = vecmath::exp(s, s.sub(s.load(at), *center));
-                    lanes.total[v] = s.add(lanes.total[v], e);
-                    s.store(at, e);
+                    let even = vecmath::exp(s, s.sub(s.load(at), *center));
+                    lanes.total[v] = s.add(lanes.total[v], even);
+                    let mut odd = s.splat(0.0);
+                    if j + 1 < keys {
+                        odd = vecmath::exp(s, s.sub(s.load(at.add(V * S::LANES)), *center));
+                        lanes.total[v] = s.add(lanes.total[v], odd);
+                    }
+                    if pairs {
+                        // In place: a pair's row is not behind the rows that were read.
+                        s.store_pairs(weights.add((j / 2 * V + v) * S::LANES).cast(), even, odd);
+                        continue;
+                    }
+                    s.store(at, even);
+                    if j + 1 < keys {
+                        s.store(at.add(V * S::LANES), odd);
+                    }
                 }
             }
         }
@@ -261,7 +298,7 @@ impl Unit<'_> {
         keys: std::ops::Range<usize>,
         fresh: bool,
     ) {
-        let pitch = self.op.head_v.next_multiple_of(VALUES_TILE);
+        let pitch = self.op.value_pitch();
         let mut acc = [[s.splat(0.0); V]; M];
         // SAFETY: values are gathered with their pitch; the sums hold it too.
         unsafe {

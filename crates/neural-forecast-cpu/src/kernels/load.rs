@@ -186,6 +186,7 @@ impl<'a> Packer<'a> {
         });
         Ok(attention::Attention {
             isa: self.isa,
+            precision: self.precision,
             heads: op.heads,
             head,
             head_v: if op.mean_heads { op.values.width } else { op.values.width / op.heads },

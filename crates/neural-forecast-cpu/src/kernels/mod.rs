@@ -309,7 +309,7 @@ impl Loaded {
                 (Stem::Gemm, packed.first().map_or(Precision::F32, |p| p.precision()))
             }
             Kernel::Norm(_) => (Stem::Norm, Precision::F32),
-            Kernel::Attention(_) => (Stem::Attention, Precision::F32),
+            Kernel::Attention(attention) => (Stem::Attention, attention.counted()),
             Kernel::Rnn(rnn) => rnn.counted(),
             Kernel::Plain(_) => (plain_stem(&self.step.op), Precision::F32),
         }

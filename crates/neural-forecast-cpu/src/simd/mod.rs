@@ -8,6 +8,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::dot::bf16_bits;
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
@@ -65,6 +66,23 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` is readable for `LANES` words.
     unsafe fn load_high(self, p: *const u32) -> Self::V;
+
+    /// Rounds both to bf16, ties to even: `low` to the low halves of `LANES` words, `high` to the
+    /// high halves. NaN stays NaN.
+    /// # Safety
+    /// `p` is writable for `LANES` words.
+    #[inline(always)]
+    unsafe fn store_pairs(self, p: *mut u32, low: Self::V, high: Self::V) {
+        let (mut a, mut b) = ([0.0f32; 16], [0.0f32; 16]);
+        // SAFETY: `LANES` is at most 16 on every tier; the caller grants the words.
+        unsafe {
+            self.store(a.as_mut_ptr(), low);
+            self.store(b.as_mut_ptr(), high);
+            for i in 0..Self::LANES {
+                p.add(i).write_unaligned(bf16_bits(a[i]) | bf16_bits(b[i]) << 16);
+            }
+        }
+    }
 
     /// The differences `p[i] − q[i]` of integers, rounded to floats.
     /// # Safety

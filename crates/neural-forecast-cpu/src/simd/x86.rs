@@ -118,6 +118,18 @@ impl Simd for Avx512 {
         unsafe { outlined(kernel, self) }
     }
 
+    #[inline(always)]
+    unsafe fn store_pairs(self, p: *mut u32, low: __m512, high: __m512) {
+        // SAFETY: `self` proves the features; the caller grants the words, stores are unaligned.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(bf16_words(low));
+            // Each bit from the high word where the mask has it, else from the low one.
+            let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let pairs = _mm512_ternarylogic_epi32::<0xca>(mask, bf16_words(high), low);
+            _mm512_storeu_si512(p.cast(), pairs);
+        }
+    }
+
     memory! {
         load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
         load_first(p: *const f32, n: usize) -> __m512 { _mm512_maskz_loadu_ps(lane_mask(n), p) }
@@ -181,6 +193,17 @@ impl Simd for Avx512 {
             maximum8(_mm256_max_ps(_mm512_castps512_ps256(a), high))
         }}
     }
+}
+
+/// Words whose high halves are the floats rounded to bf16, ties to even; NaN stays NaN.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bf16_words(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_blend_epi32(nan, _mm512_add_epi32(bits, half), _mm512_set1_epi32(0x7fc0_0000))
 }
 
 /// Turns a square of floats: pairs, then fours within each quarter, then the quarters.
