@@ -5,7 +5,7 @@
 
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
 use neural_forecast_runtime::device::{
-    Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Run,
+    Data, Device, KernelClass, LoadOptions, Precision, Request, Run,
 };
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, FeedForward, Keep, Linear, NormKind, NormPlacement, NormWeights,
@@ -93,8 +93,12 @@ fn shapes() -> Vec<Shape> {
 }
 
 fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options =
-        CpuOptions { threads: Some(threads), isa: Some(isa.name().into()), alone_flops: Some(0) };
+    let options = CpuOptions {
+        threads: Some(threads),
+        isa: Some(isa.name().into()),
+        alone_flops: Some(0),
+        ..CpuOptions::default()
+    };
     CpuDevice::new(options).expect("this machine has the instruction set")
 }
 
