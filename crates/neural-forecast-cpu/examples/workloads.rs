@@ -1,6 +1,7 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of repeated
-//! runs, input in host memory to result in host memory; how far another precision is off f32.
+//! workloads [name | grid] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of
+//! repeated runs, input in host memory to result in host memory; how far another precision is off
+//! f32. `grid` varies steps and layers.
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
 
@@ -14,6 +15,10 @@ use neural_forecast_runtime::device::{
 };
 use neural_forecast_runtime::plan::{Bucket, EntryKind, Plan};
 use std::time::{Duration, Instant};
+
+/// Steps and layers of `lstm_a`'s neighbours: latency should be linear in both.
+const GRID: [(usize, usize); 8] =
+    [(25, 2), (50, 2), (100, 2), (200, 2), (400, 2), (100, 1), (100, 4), (100, 8)];
 
 /// Microseconds that the calling thread was on a core, where the system says so: what a run costs
 /// on a machine that is not quiet.
@@ -117,6 +122,12 @@ fn main() -> Result<(), Failure> {
             for &batch in batches {
                 compare(&device, precision, &model, input, batch)?;
             }
+        }
+    }
+    if arguments.first().is_some_and(|a| a == "grid") {
+        for (steps, layers) in GRID {
+            let model = lstm(&format!("t{steps} l{layers}"), (steps, 100), (layers, 100), 1, 1)?;
+            compare(&device, precision, &model, (steps, 100), 1)?;
         }
     }
     let encoders = [

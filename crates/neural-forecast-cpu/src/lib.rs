@@ -7,7 +7,7 @@
 
 pub mod amx;
 pub mod attention;
-mod caches;
+pub mod caches;
 #[doc(hidden)]
 pub mod ceilings;
 pub mod counters;

@@ -75,6 +75,20 @@ impl Shared {
     }
 }
 
+/// Asks for the cache lines of `n` floats, all at once: for what another core has just written, and
+/// a product would otherwise fetch line by line.
+#[inline(always)]
+pub fn prefetch(at: *const f32, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..n).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(i).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, n);
+}
+
 /// Where the rows of a matrix lie: row `r` starts `(r / inner) · outer_stride + (r % inner) ·
 /// inner_stride` floats after the first. Lets a product read and write a range of time steps of
 /// `[B, T, D]` without a copy.

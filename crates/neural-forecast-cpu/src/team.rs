@@ -49,6 +49,9 @@ pub const SPIN: Duration = Duration::from_micros(50);
 /// thread needs to wake (25 to 115 µs on a virtual machine with idle cores), so that it costs at
 /// most twice the best choice.
 const MEETING_SPIN: Duration = Duration::from_micros(100);
+/// Polls of a worker that waits for another's counter before it offers its core to others. A step
+/// of a recurrence is a few microseconds; a wait this long means that the other is not running.
+const POLLS_BEFORE_OFFERS: u32 = 500;
 
 /// How a team is made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -229,6 +232,24 @@ impl<'a> Worker<'a> {
     pub fn wait_for(self, other: usize, count: u32) {
         let count = self.run << COUNT_BITS | u64::from(count);
         self.meeting.wait(&self.meeting.counts[other].0, count);
+    }
+
+    /// Waits until `ready` says so: for a counter that another worker of this run moves on. Nobody
+    /// wakes who waits here, so it polls, and after a while offers its core between polls.
+    #[inline]
+    pub fn wait_until(self, ready: impl Fn() -> bool) {
+        let mut polls = 0u32;
+        while !ready() {
+            if self.meeting.poisoned.load(Ordering::Relaxed) {
+                resume_unwind(Box::new(Left));
+            }
+            polls = polls.saturating_add(1);
+            if polls > POLLS_BEFORE_OFFERS {
+                std::thread::yield_now();
+            } else if polls > 64 {
+                std::hint::spin_loop();
+            }
+        }
     }
 }
 

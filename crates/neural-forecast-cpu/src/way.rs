@@ -3,7 +3,7 @@
 //!
 //! Decided once, when an entry is compiled, from its shapes and this machine's caches.
 
-use crate::caches;
+use crate::caches::Caches;
 use crate::kernels::Loaded;
 use neural_forecast_runtime::arena::ArenaPlan;
 use neural_forecast_runtime::device::Request;
@@ -59,7 +59,7 @@ impl Way {
         let recurrent = steps.iter().any(|step| matches!(step.step.op, Op::RnnStack(_)));
         let least = if recurrent { APART_ROWS_RECURRENT } else { 1 };
         // Half of a core's L2 for values, the other half for weights and copies.
-        let rows = (caches::l2_bytes() / 2 / one.max(1)).clamp(least, APART_ROWS);
+        let rows = (Caches::of_this_machine().l2 / 2 / one.max(1)).clamp(least, APART_ROWS);
         let pieces = batch.div_ceil(rows).next_multiple_of(workers);
         Way::Apart(batch.div_ceil(pieces))
     }

@@ -22,7 +22,7 @@ mod tests;
 
 pub use epilogue::{Activation, Finish};
 pub use packed::{Packed, kept};
-pub use product::{Product, Scratch};
+pub use product::{Arrival, Product, Scratch};
 
 use crate::counters::{Stem, count};
 use crate::isa::Isa;
@@ -134,6 +134,7 @@ impl<'a> Gemm<'a> {
             rows,
             panels,
             backwards: false,
+            arrival: None,
             finish: *self,
         };
         // SAFETY: the caller's.

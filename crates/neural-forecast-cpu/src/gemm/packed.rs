@@ -200,6 +200,11 @@ impl Packed {
         self.panels * self.width()
     }
 
+    /// Whether weights are widened to `f32` before they are multiplied.
+    pub(crate) fn widens(&self) -> bool {
+        self.precision != Precision::F32 && self.dot.is_none()
+    }
+
     /// How weights are kept.
     pub fn precision(&self) -> Precision {
         self.precision

@@ -55,6 +55,21 @@ impl Scratch {
     }
 }
 
+/// Terms that another worker is still writing.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Terms before this one are there.
+    pub terms: usize,
+    /// Returns when the others are.
+    pub wait: &'a dyn Fn(),
+}
+
+impl std::fmt::Debug for Arrival<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrival").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
 /// Rows times panels, with whatever follows.
 #[derive(Clone, Debug)]
 pub struct Product<'a, F> {
@@ -71,6 +86,8 @@ pub struct Product<'a, F> {
     /// Whether to walk the panels from the last to the first: alternating steps of a recurrence do,
     /// so that what is still in the cache is read first.
     pub backwards: bool,
+    /// Which terms of the rows to wait for, if any: the first panels sum what is there meanwhile.
+    pub arrival: Option<Arrival<'a>>,
     /// What follows.
     pub finish: F,
 }
@@ -82,9 +99,28 @@ impl<F: Finish> Product<'_, F> {
     /// `x` reaches what its map says, rows and panels exist, and `finish` may write what it writes.
     pub unsafe fn run(self, isa: Isa, scratch: &mut Scratch) {
         debug_assert_eq!(self.weights.lanes, isa.lanes(), "weights were packed for another tier");
+        if let Some(Arrival { wait, .. }) = self.arrival
+            && !(self.weights.dot.is_none() && self.rows.len() <= ROWS_DIRECT)
+        {
+            // Rows are copied or converted first. In place, `few_rows` waits itself.
+            wait();
+        }
         match self.weights.dot {
             Some(dot) => isa.run(Low { product: self, dot, scratch }),
             None => isa.run(Part { product: self, scratch }),
+        }
+    }
+}
+
+/// A tile of rows in place, in the weights' format.
+#[inline(always)]
+unsafe fn direct<S: Simd>(s: S, w: &Packed, panels: usize, args: &Args<'_>) {
+    let m = args.rows.len();
+    // SAFETY: the caller's.
+    unsafe {
+        match w.precision {
+            Precision::F32 => tile::direct::<S, Single>(s, m, w.vectors, panels, args),
+            _ => tile::direct::<S, Half>(s, m, w.vectors, panels, args),
         }
     }
 }
@@ -114,7 +150,8 @@ impl<F: Finish> Part<'_, '_, F> {
     /// Rows read in place, several panels at once.
     #[inline(always)]
     unsafe fn few_rows<S: Simd>(self, s: S) {
-        let Product { x, x_map, weights: w, rows, panels, backwards, finish } = self.product;
+        let Product { x, x_map, weights: w, rows, panels, backwards, mut arrival, finish } =
+            self.product;
         let m = rows.len();
         let at_once = tile::panels_at_once::<S>(m, w.vectors);
         let groups = panels.len() / at_once;
@@ -145,9 +182,18 @@ impl<F: Finish> Part<'_, '_, F> {
                     out_stride: w.width(),
                     accumulate: false,
                 };
-                match w.precision {
-                    Precision::F32 => tile::direct::<S, Single>(s, m, w.vectors, count, &args),
-                    _ => tile::direct::<S, Half>(s, m, w.vectors, count, &args),
+                if let Some(Arrival { terms, wait }) = arrival.take() {
+                    // The same accumulators, laid down while the wait lasts. Even, because
+                    // weights may be pairs of terms.
+                    let here = terms.min(w.k) & !1;
+                    direct(s, w, count, &Args { k: here, ..args });
+                    wait();
+                    let rows = from.map(|row| row.wrapping_add(here));
+                    let rest = Args { k: w.k - here, rows: &rows[..m], ..args };
+                    let rest = Args { panel: w.panel(p, here), accumulate: true, ..rest };
+                    direct(s, w, count, &rest);
+                } else {
+                    direct(s, w, count, &args);
                 }
                 for i in 0..count {
                     for (m, r) in rows.clone().enumerate() {

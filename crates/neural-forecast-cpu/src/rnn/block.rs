@@ -1,10 +1,10 @@
 //! Some rows of a batch on their way through all layers.
 
 use super::pass::Pass;
+use super::progress::Meetings;
 use super::schedule::Mode;
 use super::{Call, Direction, Rnn, Schedule};
 use crate::gemm::Scratch;
-use crate::team::Worker;
 use std::ops::Range;
 
 /// Some rows of a batch on their way through all layers.
@@ -17,8 +17,12 @@ pub(super) struct Block<'a> {
 }
 
 impl Block<'_> {
-    pub(super) unsafe fn run(&self, worker: Worker<'_>, scratch: &mut Scratch) {
-        let (rnn, s) = (self.rnn, self.schedule);
+    pub(super) unsafe fn run(&self, meetings: &Meetings<'_>, scratch: &mut Scratch) {
+        let (rnn, s, worker) = (self.rnn, self.schedule, meetings.worker());
+        if s.mode == Mode::Layers {
+            // SAFETY: the caller's.
+            return unsafe { self.wavefront(meetings, scratch) };
+        }
         let directions = rnn.directions();
         for (l, layer) in rnn.layers.iter().enumerate() {
             let last = l + 1 == rnn.layers.len();
@@ -28,7 +32,7 @@ impl Block<'_> {
             let pass = |d: usize, team| {
                 let steps = if d == 1 { backward_steps } else { s.steps };
                 // SAFETY: offsets stay inside the block's memory and the call's arrays.
-                unsafe { self.pass(l, d, &layer[d], steps, last, team) }
+                unsafe { self.pass(l, d, &layer[d], steps, team) }
             };
             let one_each = directions == 2 && worker.workers() == 2 && backward_steps == s.steps;
             // SAFETY: each pass writes its own direction's memory and columns; a split pass is
@@ -38,10 +42,10 @@ impl Block<'_> {
                     Mode::Units if one_each => pass(worker.index(), None).run(scratch),
                     Mode::Units => {
                         for d in 0..directions {
-                            pass(d, Some(worker)).run(scratch);
+                            pass(d, Some(meetings)).run(scratch);
                         }
                     }
-                    Mode::Rows => {
+                    _ => {
                         for d in 0..directions {
                             pass(d, None).run(scratch);
                         }
@@ -55,27 +59,24 @@ impl Block<'_> {
         }
     }
 
-    unsafe fn pass<'p>(
+    /// A direction of a layer with its memory and its neighbours'.
+    pub(super) unsafe fn pass<'p>(
         &'p self,
         l: usize,
         d: usize,
         weights: &'p Direction,
         steps: usize,
-        last: bool,
-        team: Option<Worker<'p>>,
+        team: Option<&'p Meetings<'p>>,
     ) -> Pass<'p> {
         let (rnn, s) = (self.rnn, self.schedule);
         let directions = rnn.directions();
         let out = directions * rnn.width;
         let layout = s.layout;
-        // SAFETY: sequence buffers alternate; the caller grants input and output.
+        let last = l + 1 == rnn.layers.len();
+        // SAFETY: sequence buffers alternate, or each layer has its own; the caller grants input
+        // and output.
         unsafe {
-            let sequence = |l: usize| self.memory.add(l % 2 * layout.sequence);
-            let buffers = match rnn.layers.len() {
-                0 | 1 => 0,
-                2 => 1,
-                _ => 2,
-            };
+            let sequence = |l: usize| self.memory.add(l % layout.sequences * layout.sequence);
             let (x, x_width) = match l {
                 0 => (self.call.x.add(self.rows.start * s.steps * rnn.inputs), rnn.inputs),
                 _ => (sequence(l - 1).cast_const(), out),
@@ -84,7 +85,9 @@ impl Block<'_> {
                 true => (self.call.y.add(self.rows.start * s.keep * out), s.keep, s.steps - s.keep),
                 false => (sequence(l), s.steps, 0),
             };
-            let memory = self.memory.add(buffers * layout.sequence + d * layout.direction);
+            let place = if s.mode == Mode::Layers { l } else { d };
+            let directions_at = self.memory.add(layout.sequences * layout.sequence);
+            let memory = directions_at.add(place * layout.direction);
             Pass {
                 block: self,
                 weights,

@@ -6,18 +6,22 @@
 //! `(W_ih·x + b_ih) + (W_hh·h + b_hh)`: two sums, added once, so that a streaming tick which has
 //! one of them ready gives the bits of the whole window.
 //!
-//! Three ways to share the work, chosen from batch and weights: by rows of the batch (no meeting at
-//! all), by direction (one meeting a layer), by units (one meeting a step). The bits are the same.
+//! Four ways to share the work, chosen from batch, weights and caches: by rows of the batch (no
+//! meeting at all), by direction (one meeting a layer), by layers (a pipeline, one hand-over a chunk
+//! of steps), by units (one hand-over a step). The bits are the same.
 //! What the caller does not keep is not computed: the last layer's backward direction runs only the
 //! steps that are kept.
 
 mod block;
+mod cost;
 mod pack;
 mod pass;
+mod progress;
 mod schedule;
 #[cfg(test)]
 mod tests;
 mod update;
+mod wavefront;
 
 pub use schedule::Schedule;
 
@@ -27,6 +31,7 @@ use crate::isa::Isa;
 use crate::memory::Shared;
 use crate::team::Worker;
 use block::Block;
+use progress::Meetings;
 use schedule::Mode;
 
 /// The recurrence. Gate orders: LSTM `i, f, g, o`; GRU `r, z, n`; sLSTM `i, f, z, o`.
@@ -214,9 +219,13 @@ impl Rnn {
         }
         let (rows, base) = match schedule.mode {
             Mode::Rows => (worker.share(call.batch), worker.index() * schedule.layout.bytes),
-            Mode::Units => (0..call.batch, 0),
+            Mode::Units | Mode::Layers => (0..call.batch, 0),
         };
         let memory = schedule.memory.as_ptr().cast_mut();
+        let meetings = Meetings::new(&schedule.progress, worker);
+        if schedule.mode != Mode::Rows {
+            meetings.start();
+        }
         let mut start = rows.start;
         while start < rows.end {
             let end = rows.end.min(start + schedule.block);
@@ -224,7 +233,7 @@ impl Rnn {
             unsafe {
                 let memory = memory.add(base);
                 let block = Block { rnn: self, call, schedule, rows: start..end, memory };
-                block.run(worker, scratch);
+                block.run(&meetings, scratch);
             }
             start = end;
         }

@@ -2,10 +2,10 @@
 
 use super::Direction;
 use super::block::Block;
+use super::progress::Meetings;
 use super::update::{Keep, Update};
-use crate::gemm::{Gemm, Product, Scratch};
-use crate::memory::RowMap;
-use crate::team::Worker;
+use crate::gemm::{Arrival, Gemm, Product, Scratch};
+use crate::memory::{RowMap, prefetch};
 use std::ops::Range;
 
 /// One direction of one layer for those rows.
@@ -25,8 +25,8 @@ pub(super) struct Pass<'a> {
     pub(super) y_sequence: usize,
     pub(super) y_first: usize,
     pub(super) memory: *mut f32,
-    /// The worker whose team splits the units; `None` for a pass of one worker.
-    pub(super) team: Option<Worker<'a>>,
+    /// The meetings of the team that splits the units; `None` for a pass of one worker.
+    pub(super) team: Option<&'a Meetings<'a>>,
 }
 
 impl Pass<'_> {
@@ -54,19 +54,31 @@ impl Pass<'_> {
     }
 
     fn leads(&self) -> bool {
-        self.team.is_none_or(|worker| worker.index() == 0)
+        self.team.is_none_or(|team| team.worker().index() == 0)
     }
 
-    fn meet(&self) {
-        if let Some(worker) = self.team {
-            worker.barrier();
+    /// What this worker wrote in this step may be read.
+    fn publish(&self) {
+        if let Some(team) = self.team {
+            team.publish();
         }
+    }
+
+    /// What the others wrote before their latest publication is here.
+    fn wait(&self) {
+        if let Some(team) = self.team {
+            team.wait();
+        }
+    }
+
+    fn share(&self, n: usize) -> Range<usize> {
+        self.team.map_or(0..n, |team| team.worker().share(n))
     }
 
     /// This worker's panels of the heads, which are numbered through.
     fn panels(&self, head: usize, per_head: usize) -> Range<usize> {
         let heads = self.weights.heads.len();
-        let all = self.team.map_or(0..heads * per_head, |w| w.share(heads * per_head));
+        let all = self.share(heads * per_head);
         let clip = |p: usize| p.clamp(head * per_head, (head + 1) * per_head) - head * per_head;
         clip(all.start)..clip(all.end)
     }
@@ -78,26 +90,46 @@ impl Pass<'_> {
             if self.leads() {
                 self.enter();
             }
-            self.meet();
+            if let Some(team) = self.team {
+                team.worker().barrier();
+            }
             let mut done = 0;
             while done < self.steps {
                 let n = s.chunk.min(self.steps - done);
-                let first = if self.backward { s.steps - done - n } else { done };
-                self.inputs(first, n, scratch);
-                for i in 0..n {
-                    let t = if self.backward { first + n - 1 - i } else { first + i };
-                    self.step(t, t - first, n, done + i, scratch);
-                }
+                self.chunk(done, n, scratch);
                 done += n;
             }
             if self.leads() {
+                self.wait();
                 self.leave();
             }
         }
     }
 
+    /// The `n` steps after the first `done`.
+    pub(super) unsafe fn chunk(&self, done: usize, n: usize, scratch: &mut Scratch) {
+        let steps = self.block.schedule.steps;
+        let first = if self.backward { steps - done - n } else { done };
+        // SAFETY: as `run`.
+        unsafe {
+            self.inputs(first, n, scratch);
+            for i in 0..n {
+                let t = if self.backward { first + n - 1 - i } else { first + i };
+                self.step(t, t - first, n, done + i, scratch);
+            }
+        }
+    }
+
+    /// Fetches the input of those steps, which another worker has written.
+    pub(super) fn fetch(&self, done: usize, n: usize) {
+        let sequence = self.block.schedule.steps * self.x_width;
+        for r in 0..self.rows() {
+            prefetch(self.x.wrapping_add(r * sequence + done * self.x_width), n * self.x_width);
+        }
+    }
+
     /// Initial states into place.
-    unsafe fn enter(&self) {
+    pub(super) unsafe fn enter(&self) {
         let rnn = self.block.rnn;
         for i in 0..rnn.cell.states() {
             let width = if i == 0 { rnn.width } else { rnn.hidden };
@@ -118,8 +150,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Final states out; after the last step's meeting.
-    unsafe fn leave(&self) {
+    /// Final states out; when all workers have published the last step.
+    pub(super) unsafe fn leave(&self) {
         let rnn = self.block.rnn;
         let Some(finals) = self.block.call.finals else { return };
         for (i, state) in finals.iter().enumerate() {
@@ -155,6 +187,7 @@ impl Pass<'_> {
                     rows: 0..rows,
                     panels: self.panels(h, w.panels()),
                     backwards: false,
+                    arrival: None,
                     finish: Keep { at, rows, width: w.width() },
                 };
                 at = at.add(rows * w.padded_outputs());
@@ -163,6 +196,19 @@ impl Pass<'_> {
                 }
             }
         }
+    }
+
+    /// Terms of `h` that this worker wrote itself and sums first: those of the first worker, whose
+    /// first panels then cover the time until the others' arrive.
+    fn early_terms(&self) -> Option<usize> {
+        let team = self.team.filter(|team| team.worker().index() == 0)?;
+        let [head] = &self.weights.heads[..] else { return None };
+        if team.worker().workers() < 2 || self.weights.projection.is_some() {
+            return None;
+        }
+        let units = head.w_hh.width() / self.block.rnn.cell.gates();
+        let terms = self.share(head.w_hh.panels()).end * units;
+        (0 < terms && terms < head.w_hh.terms()).then_some(terms)
     }
 
     /// Step `t`, which is step `at` of a chunk of `n`, and the `number`-th of this pass.
@@ -175,6 +221,16 @@ impl Pass<'_> {
             let y = kept.then(|| self.y.add((t - self.y_first) * self.y_stride));
             let (h, next) = (self.hidden(number % 2), self.hidden((number + 1) % 2));
             let projection = self.weights.projection.as_ref();
+            let first = self.early_terms();
+            let wait = || {
+                self.wait();
+                if self.team.is_some() {
+                    prefetch(h, rows * rnn.width);
+                }
+            };
+            if first.is_none() {
+                wait();
+            }
             let mut sums = self.sums().cast_const();
             for (i, head) in self.weights.heads.iter().enumerate() {
                 let units = head.w_hh.outputs() / rnn.cell.gates();
@@ -201,6 +257,7 @@ impl Pass<'_> {
                     rows: 0..rows,
                     panels: self.panels(i, head.w_hh.panels()),
                     backwards: number % 2 == 1,
+                    arrival: first.map(|terms| Arrival { terms, wait: &wait }),
                     finish,
                 };
                 if !product.panels.is_empty() && rows > 0 {
@@ -208,14 +265,15 @@ impl Pass<'_> {
                 }
                 sums = sums.add(n * rows * head.w_hh.padded_outputs());
             }
-            self.meet();
+            self.publish();
             if let Some(projection) = projection {
+                self.wait();
                 let product = Gemm::new(self.hidden(2), rows, projection, next);
-                let all = 0..projection.panels();
-                let panels = self.team.map_or(all.clone(), |w| w.share(all.end));
+                let panels = self.share(projection.panels());
                 product.run_part(rnn.isa, 0..rows, panels, scratch);
-                self.meet();
+                self.publish();
                 if let (Some(y), true) = (y, self.leads()) {
+                    self.wait();
                     for r in 0..rows {
                         let from = next.add(r * rnn.width);
                         let to = y.add(r * self.y_sequence);

@@ -2,6 +2,9 @@
 //! batch, a number of steps and a team.
 
 use super::Rnn;
+use super::cost::{Model, Pipeline};
+use super::progress::Progress;
+use crate::caches::Caches;
 use crate::memory::Buffer;
 use std::ops::Range;
 
@@ -24,6 +27,8 @@ pub(super) enum Mode {
     Rows,
     /// All workers take the same rows, and split directions or units.
     Units,
+    /// All workers take the same rows, and each runs some of the layers.
+    Layers,
 }
 
 /// A stack compiled for a batch, a number of steps and a team; owns the memory between steps.
@@ -38,14 +43,20 @@ pub struct Schedule {
     pub(super) layout: Layout,
     pub(super) memory: Buffer,
     pub(super) workers: usize,
+    /// Layers of each worker, where they are shared so.
+    pub(super) stages: Vec<Range<usize>>,
+    pub(super) progress: Progress,
 }
 
 /// Offsets in a worker's (or the team's) memory, in floats.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Layout {
-    /// Two sequences `[block, steps, directions · width]`.
+    /// Buffers between layers: two that alternate, or one behind each layer but the last.
+    pub(super) sequences: usize,
+    /// One `[block, steps, directions · width]`.
     pub(super) sequence: usize,
-    /// Per direction: sums of the input products `[panel, chunk, block, width]`, then states.
+    /// Per direction, or per layer of a pipeline: sums of the input products
+    /// `[panel, chunk, block, width]`, then states.
     pub(super) direction: usize,
     pub(super) gates: usize,
     pub(super) hidden: usize,
@@ -78,21 +89,41 @@ impl Rnn {
     /// Plans runs of up to `batch` rows and exactly `steps` steps of which the last `keep` are
     /// written, and allocates their memory.
     pub fn schedule(&self, batch: usize, steps: usize, keep: usize, workers: usize) -> Schedule {
-        let by_rows = self.splits_rows(batch, workers);
-        let mode = if by_rows { Mode::Rows } else { Mode::Units };
-        let share = if by_rows { batch.div_ceil(workers) } else { batch };
+        let way = if self.splits_rows(batch, workers) {
+            Way::Rows
+        } else {
+            let caches = Caches::of_this_machine();
+            let rows = batch.min(BLOCK_ROWS);
+            let model = Model { rnn: self, caches, rows, steps };
+            model.pipeline(workers).map_or(Way::Units, Way::Layers)
+        };
+        self.schedule_as(way, (batch, steps, keep), workers)
+    }
+
+    /// As [`Rnn::schedule`], shared the given way.
+    pub(super) fn schedule_as(
+        &self,
+        way: Way,
+        (batch, steps, keep): (usize, usize, usize),
+        workers: usize,
+    ) -> Schedule {
+        let share = if matches!(way, Way::Rows) { batch.div_ceil(workers) } else { batch };
         let blocks = share.div_ceil(BLOCK_ROWS).max(1);
         let block = share.div_ceil(blocks);
         let chunk_rows = CHUNK_BYTES / (4 * self.padded()).max(1);
         let chunk_rows = chunk_rows.clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
         let chunk = (chunk_rows / block.max(1)).clamp(1, steps.max(1));
-        let sequences = match self.layers.len() {
-            0 | 1 => 0,
-            2 => 1,
-            _ => 2,
+        let (layers, directions) = (self.layers.len(), self.directions());
+        let between = layers.saturating_sub(1);
+        let (mode, chunk, stages, sequences, places) = match way {
+            Way::Rows => (Mode::Rows, chunk, Vec::new(), between.min(2), directions),
+            Way::Units => (Mode::Units, chunk, Vec::new(), between.min(2), directions),
+            Way::Layers(Pipeline { stages, chunk, .. }) => {
+                (Mode::Layers, chunk, stages, between, layers)
+            }
         };
-        let directions = self.directions();
         let mut layout = Layout {
+            sequences,
             sequence: line(block * steps * directions * self.width),
             gates: line(block * chunk * self.padded()),
             hidden: line(block * self.width.max(self.hidden)),
@@ -100,9 +131,30 @@ impl Rnn {
             ..Layout::default()
         };
         layout.direction = layout.gates + 3 * layout.hidden + 3 * layout.state;
-        layout.bytes = sequences * layout.sequence + directions * layout.direction;
-        let copies = if by_rows { workers } else { 1 };
+        layout.bytes = sequences * layout.sequence + places * layout.direction;
+        let copies = if mode == Mode::Rows { workers } else { 1 };
         let memory = Buffer::zeroed(copies * layout.bytes);
-        Schedule { batch, steps, keep, mode, block, chunk, layout, memory, workers }
+        let progress = Progress::new(workers);
+        Schedule {
+            batch,
+            steps,
+            keep,
+            mode,
+            block,
+            chunk,
+            layout,
+            memory,
+            workers,
+            stages,
+            progress,
+        }
     }
+}
+
+/// A [`Mode`] with what it needs.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Way {
+    Rows,
+    Units,
+    Layers(Pipeline),
 }

@@ -1,6 +1,10 @@
 //! Against a reference in `f64` that goes unit by unit, and against itself in other shapes.
 
+use super::cost::{Model, Pipeline};
+use super::progress::noise;
+use super::schedule::Way;
 use super::*;
+use crate::caches::Caches;
 use crate::random::Random;
 use crate::team::Team;
 
@@ -162,6 +166,19 @@ fn run(
     initial: Option<&[Vec<f32>]>,
     with_finals: bool,
 ) -> Result {
+    let schedule = rnn.schedule(batch, steps, keep, workers);
+    run_as(rnn, &schedule, x, batch, initial, with_finals)
+}
+
+fn run_as(
+    rnn: &Rnn,
+    schedule: &Schedule,
+    x: &[f32],
+    batch: usize,
+    initial: Option<&[Vec<f32>]>,
+    with_finals: bool,
+) -> Result {
+    let (keep, workers) = (schedule.keep, schedule.workers);
     let rows = rnn.layers.len() * rnn.directions();
     let widths: Vec<usize> =
         (0..rnn.cell.states()).map(|i| if i == 0 { rnn.width } else { rnn.hidden }).collect();
@@ -183,13 +200,12 @@ fn run(
         initial: initial_rows.as_deref(),
         finals: with_finals.then_some(&final_rows),
     };
-    let schedule = rnn.schedule(batch, steps, keep, workers);
     let mut team = Team::new(workers).unwrap();
     // Twice: a second run must not see the first.
     for _ in 0..2 {
         team.run(|worker| {
             // SAFETY: all arrays have the call's shape and outlive it.
-            unsafe { rnn.run(&call, &schedule, worker, &mut Scratch::new()) }
+            unsafe { rnn.run(&call, schedule, worker, &mut Scratch::new()) }
         })
         .unwrap();
     }
@@ -320,4 +336,125 @@ fn a_window_equals_its_steps() {
         }
         assert_eq!((window.y, window.finals), (last, states), "{}", isa.name());
     }
+}
+
+/// All ways for several workers to share a run: by units, and by every split of the layers.
+fn ways(layers: usize, directions: usize, workers: usize) -> Vec<Way> {
+    let mut ways = vec![Way::Rows, Way::Units];
+    if directions > 1 {
+        return ways;
+    }
+    for cut in 0..=layers {
+        for chunk in [1, 3, 8] {
+            let middle = if workers > 2 { (cut + layers).div_ceil(2) } else { layers };
+            let mut stages = vec![0..cut, cut..middle, middle..layers];
+            stages.retain(|stage| !stage.is_empty());
+            stages.resize(workers, layers..layers);
+            ways.push(Way::Layers(Pipeline { stages, chunk, cost: 0.0 }));
+        }
+    }
+    ways
+}
+
+#[test]
+fn every_way_to_share_gives_the_bits_of_one_worker() {
+    let mut random = Random::new("rnn ways");
+    let mut cases = cases(&mut random);
+    cases.push(Case::new(&mut random, Cell::Lstm, (6, 100, None), 2, 1));
+    cases.push(Case::new(&mut random, Cell::Lstm, (3, 40, None), 4, 1));
+    cases.push(Case::new(&mut random, Cell::Tanh, (3, 130, None), 2, 1));
+    cases.push(Case::new(&mut random, Cell::Slstm { heads: 2 }, (40, 40, None), 3, 1));
+    let mut turn = 0;
+    for (i, case) in cases.iter().enumerate() {
+        for isa in Isa::available() {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                let rnn = case.packed(isa, precision);
+                let (batch, steps) = ([1, 2, 4, 5][i % 4], 11);
+                let x = random.floats(batch * steps * case.inputs);
+                let rows = case.layers.len() * rnn.directions();
+                let initial: Vec<Vec<f32>> = (0..case.cell.states())
+                    .map(|i| if i == 0 { case.width() } else { case.hidden })
+                    .map(|width| random.floats(batch * rows * width))
+                    .map(|state| state.into_iter().map(|s| s.abs() + 0.1).collect())
+                    .collect();
+                for (keep, start) in [(1, None), (steps, Some(&initial[..]))] {
+                    let alone = rnn.schedule(batch, steps, keep, 1);
+                    let finals = start.is_some();
+                    let alone = run_as(&rnn, &alone, &x, batch, start, finals);
+                    assert!(alone.y.iter().all(|y| y.is_finite()), "{:?}", case.cell);
+                    for workers in [2, 3] {
+                        // Every tier and precision meets a third of the ways, another one each time.
+                        turn += 1;
+                        let ways = ways(case.layers.len(), rnn.directions(), workers);
+                        for way in ways.into_iter().skip(turn % 3).step_by(3) {
+                            let what = format!("{:?} {} {way:?}", case.cell, isa.name());
+                            let shape = (batch, steps, keep);
+                            let schedule = rnn.schedule_as(way, shape, workers);
+                            let found = run_as(&rnn, &schedule, &x, batch, start, finals);
+                            assert!(found.y == alone.y, "{what}");
+                            assert!(!finals || found.finals == alone.finals, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn hand_overs_survive_scheduling_noise() {
+    let mut random = Random::new("rnn noise");
+    let projected = Case::new(&mut random, Cell::Lstm, (5, 48, Some(20)), 3, 1);
+    let plain = Case::new(&mut random, Cell::Gru, (5, 70, None), 3, 1);
+    let heads = Case::new(&mut random, Cell::Slstm { heads: 4 }, (64, 64, None), 2, 1);
+    let Some(isa) = Isa::available().pop() else { return };
+    for case in [projected, plain, heads] {
+        let rnn = case.packed(isa, Precision::F32);
+        let (batch, steps) = (2, 23);
+        let x = random.floats(batch * steps * case.inputs);
+        let alone = run(&rnn, 1, &x, (batch, steps, steps), None, true);
+        for seed in 1..3 {
+            noise::set(seed);
+            for workers in [2, 3, 4] {
+                for way in ways(case.layers.len(), 1, workers) {
+                    let what = format!("{:?} {way:?} seed {seed}", case.cell);
+                    let schedule = rnn.schedule_as(way, (batch, steps, steps), workers);
+                    let found = run_as(&rnn, &schedule, &x, batch, None, true);
+                    assert!(found.y == alone.y && found.finals == alone.finals, "{what}");
+                }
+            }
+        }
+        noise::set(0);
+    }
+}
+
+#[test]
+fn the_cost_model_orders_what_was_measured() {
+    let mut random = Random::new("rnn cost");
+    let Some(isa) = Isa::available().pop() else { return };
+    let caches = Caches { l1: 32 << 10, l2: 1 << 20, l3: 32 << 20 };
+    let mut pipeline = |inputs, hidden, layers, directions, (rows, steps, workers)| {
+        let shape = (inputs, hidden, None);
+        let case = Case::new(&mut random, Cell::Lstm, shape, layers, directions);
+        let rnn = case.packed(isa, Precision::F32);
+        Model { rnn: &rnn, caches, rows, steps }.pipeline(workers)
+    };
+    // Two layers that each fit a core's L2.
+    let two = pipeline(100, 100, 2, 1, (1, 50, 2)).unwrap();
+    assert_eq!(two.stages, [0..1, 1..2]);
+    assert!(two.chunk < 50, "{two:?}");
+    // More layers than workers.
+    let four = pipeline(16, 64, 4, 1, (1, 200, 2)).unwrap();
+    assert_eq!(four.stages, [0..2, 2..4]);
+    // More workers than layers can use: the rest has no stage.
+    if let Some(spare) = pipeline(16, 16, 2, 1, (1, 200, 3)) {
+        assert_eq!(spare.stages, [0..1, 1..2, 2..2]);
+    }
+    // Two layers of one worker would not fit its L2; a single layer, one step, two directions and
+    // one worker have nothing to pipeline.
+    assert_eq!(pipeline(250, 200, 3, 1, (1, 100, 2)), None);
+    assert_eq!(pipeline(100, 100, 1, 1, (1, 50, 2)), None);
+    assert_eq!(pipeline(100, 100, 2, 1, (1, 1, 2)), None);
+    assert_eq!(pipeline(10, 32, 2, 2, (1, 50, 2)), None);
+    assert_eq!(pipeline(100, 100, 2, 1, (1, 50, 1)), None);
 }

@@ -1,0 +1,163 @@
+//! Which way of sharing a run among the workers ends first, from its sizes, the caches and what a
+//! meeting costs.
+//!
+//! Cycles of a core, roughly: the model has to order the ways, not to predict them. Its constants
+//! were measured on Zen 4 at 3.5 GHz (2026-11-21); what differs most from machine to machine, the
+//! sizes of the caches, is read from the processor.
+
+use super::{Direction, Rnn};
+use crate::caches::Caches;
+use crate::gemm::Packed;
+use std::ops::Range;
+
+/// Cycles to bring 64 bytes that are read again every step from L1, L2, L3 and memory into a
+/// register: 52, 30, 25 and 4 bytes a cycle.
+const READ: [f64; 4] = [1.2, 2.1, 2.6, 16.0];
+/// Cycles from one worker's step to another's, with the lines that it then fetches.
+const HAND_OFF: f64 = 600.0;
+/// Cycles of a barrier.
+const BARRIER: f64 = 1000.0;
+/// Cycles of a gate of a vector of units, the state's own work included.
+const GATE: f64 = 35.0;
+/// Steps of a chunk of the pipeline that are tried.
+const CHUNKS: [usize; 4] = [2, 4, 8, 16];
+
+/// A pipeline of layers.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pipeline {
+    /// Layers of each worker.
+    pub stages: Vec<Range<usize>>,
+    /// Steps of a chunk.
+    pub chunk: usize,
+    /// Cycles.
+    pub cost: f64,
+}
+
+/// A stack with rows and steps, on a machine.
+pub(super) struct Model<'a> {
+    pub rnn: &'a Rnn,
+    pub caches: Caches,
+    pub rows: usize,
+    pub steps: usize,
+}
+
+impl Model<'_> {
+    /// The pipeline to prefer over splitting the units of each layer, if there is one.
+    pub(super) fn pipeline(&self, workers: usize) -> Option<Pipeline> {
+        let layers = self.rnn.layers.len();
+        if self.rnn.directions() != 1 || layers < 2 || workers < 2 {
+            return None;
+        }
+        let tried = CHUNKS.into_iter().filter(|&chunk| chunk < self.steps);
+        let best = tried
+            .map(|chunk| self.stages(workers, chunk))
+            .min_by(|a, b| a.cost.total_cmp(&b.cost))?;
+        (best.cost < self.units(workers)).then_some(best)
+    }
+
+    /// All workers split the units of every layer, and hand over at every step.
+    fn units(&self, workers: usize) -> f64 {
+        let layer = |layer: &Direction| {
+            let panels: usize = layer.heads.iter().map(|h| h.w_hh.panels()).sum();
+            let share = panels.div_ceil(workers) as f64 / panels.max(1) as f64;
+            let read = self.read(recurrent_bytes(layer) as f64 * share, workers);
+            let step = share * self.step(layer, read) + HAND_OFF;
+            let projection = if layer.projection.is_some() { HAND_OFF } else { 0.0 };
+            self.steps as f64 * (step + projection)
+                + share * self.inputs(layer, self.steps, workers)
+                + 2.0 * BARRIER
+        };
+        self.rnn.layers.iter().flatten().map(layer).sum()
+    }
+
+    /// The split into stages of contiguous layers whose slowest stage is fastest.
+    fn stages(&self, workers: usize, chunk: usize) -> Pipeline {
+        let layers = self.rnn.layers.len();
+        // best[l]: the slowest stage of layers `l..`, and where its first stage ends.
+        let mut best = vec![(f64::INFINITY, layers); layers + 1];
+        best[layers].0 = 0.0;
+        let mut ends = Vec::new();
+        for _ in 0..workers.min(layers) {
+            let rest = best.clone();
+            for (l, best) in best[..layers].iter_mut().enumerate() {
+                let ending = |end: usize| (self.stage(l..end, chunk).max(rest[end].0), end);
+                let options = (l + 1..=layers).map(ending);
+                *best = options.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, layers));
+            }
+            ends.push(best.iter().map(|&(_, end)| end).collect::<Vec<_>>());
+        }
+        let (mut stages, mut start) = (Vec::new(), 0);
+        for ends in ends.iter().rev() {
+            let end = if start < layers { ends[start] } else { layers };
+            stages.push(start..end);
+            start = end;
+        }
+        stages.resize(workers, layers..layers);
+        let share = chunk as f64 / self.steps as f64;
+        let used = stages.iter().filter(|s| !s.is_empty()).count();
+        let filling = stages.iter().take(used.saturating_sub(1));
+        let fill: f64 = filling.map(|s| share * self.stage(s.clone(), chunk)).sum();
+        let meetings = HAND_OFF * (self.steps as f64 / chunk as f64);
+        Pipeline { stages, chunk, cost: best[0].0 + fill + meetings + 2.0 * BARRIER }
+    }
+
+    /// All steps of some layers on one worker.
+    fn stage(&self, layers: Range<usize>, chunk: usize) -> f64 {
+        let layers = &self.rnn.layers[layers];
+        let bytes = |layer: &Direction| recurrent_bytes(layer) + input_bytes(layer);
+        let set: usize = layers.iter().flatten().map(bytes).sum();
+        let read = self.read(set as f64, 1);
+        let layer = |layer: &Direction| {
+            self.steps as f64 * self.step(layer, read) + self.inputs(layer, chunk, 1)
+        };
+        layers.iter().flatten().map(layer).sum()
+    }
+
+    /// One step of a layer without its input products, where a vector of weights takes `read`.
+    fn step(&self, layer: &Direction, read: f64) -> f64 {
+        let gates = self.rnn.cell.gates() as f64;
+        let units = self.rnn.hidden as f64 / self.rnn.isa.lanes() as f64;
+        let update = self.rows as f64 * units * (gates + 1.0) * GATE;
+        let heads = layer.heads.iter().map(|h| &h.w_hh);
+        let product = |w: &Packed| product(w, self.rows, read);
+        heads.chain(&layer.projection).map(product).sum::<f64>() + update
+    }
+
+    /// The input products of all steps, `chunk` steps at a time.
+    fn inputs(&self, layer: &Direction, chunk: usize, workers: usize) -> f64 {
+        let read = self.read(input_bytes(layer) as f64 / workers as f64, workers);
+        let one = |w: &Packed| product(w, self.rows * chunk, read);
+        let chunks = self.steps as f64 / chunk.max(1) as f64;
+        chunks * layer.heads.iter().map(|h| one(&h.w_ih)).sum::<f64>()
+    }
+
+    /// Cycles of 64 bytes out of `set` bytes that are walked to and fro, so that of each level its
+    /// size is found there. Other cores have their share of the last one.
+    fn read(&self, set: f64, workers: usize) -> f64 {
+        let Caches { l1, l2, l3 } = self.caches;
+        let levels = [l1 as f64 / 2.0, l2 as f64 * 0.9, l3 as f64 / 2.0 / workers as f64];
+        let (mut cycles, mut left) = (0.0, set);
+        for (size, cost) in levels.into_iter().zip(READ) {
+            // Large sets stream through the small levels: nothing of them is found again.
+            let here = if size * 8.0 < set { 0.0 } else { left.min(size) };
+            cycles += here * cost;
+            left -= here;
+        }
+        (cycles + left * READ[3]) / set.max(1.0)
+    }
+}
+
+fn recurrent_bytes(layer: &Direction) -> usize {
+    let heads: usize = layer.heads.iter().map(|h| h.w_hh.bytes()).sum();
+    heads + layer.projection.as_ref().map_or(0, Packed::bytes)
+}
+
+fn input_bytes(layer: &Direction) -> usize {
+    layer.heads.iter().map(|h| h.w_ih.bytes()).sum()
+}
+
+/// Weights are read once for all rows; each row takes multiply-adds of every vector.
+fn product(w: &Packed, rows: usize, read: f64) -> f64 {
+    let adds = if w.widens() { 2.0 } else { 1.0 };
+    w.bytes() as f64 / 64.0 * read.max(adds * rows as f64)
+}
