@@ -12,6 +12,7 @@ use std::time::Duration;
 /// Waiting threads spread over so many signals, so that the end of a turn wakes the next thread
 /// and not all of them.
 const SIGNALS: usize = 16;
+
 /// The value. Taking it without contention is one addition and one exchange, as with a mutex.
 pub struct InTurn<T> {
     next: AtomicU64,
@@ -54,7 +55,8 @@ impl<T> InTurn<T> {
         let after = number.wrapping_add(1);
         let got =
             self.next.compare_exchange(number, after, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        got.then_some(Turn { owner: self, number })
+        // Made only then: the end of a turn that nobody got would begin the next one too early.
+        got.then(|| Turn { owner: self, number })
     }
 }
 
@@ -98,7 +100,9 @@ mod tests {
             for _ in 0..4 {
                 s.spawn(|| {
                     for i in 0..2000 {
-                        let mut turn = value.take();
+                        // Some ask politely first.
+                        let free = if i % 3 == 0 { None } else { value.try_take() };
+                        let mut turn = free.unwrap_or_else(|| value.take());
                         let (a, b) = *turn;
                         assert_eq!(a, b);
                         turn.0 = a + 1;
