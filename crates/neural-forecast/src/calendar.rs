@@ -126,6 +126,12 @@ impl Frequency {
     /// # Errors
     /// As [`Frequency::advance`].
     pub fn future(&self, last: i64, horizon: usize) -> Result<Vec<i64>> {
+        if matches!(self.unit, Unit::Index | Unit::Tick) && horizon > 0 {
+            // Equal steps: where the first and the last are in the calendar, all are.
+            let (first, end) = (self.advance(last, 1)?, self.advance(last, horizon)?);
+            debug_assert_eq!(end - first, self.step * (horizon as i64 - 1));
+            return Ok((0..horizon as i64).map(|n| first + self.step * n).collect());
+        }
         (1..=horizon).map(|n| self.advance(last, n)).collect()
     }
 

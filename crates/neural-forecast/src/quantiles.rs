@@ -155,8 +155,7 @@ impl QuantileHead {
         let mut repaired = 0;
         let mut sorted: Vec<f32> = Vec::with_capacity(self.order.len());
         for row in values.chunks_exact_mut(self.order.len()) {
-            let crossed = self.order.windows(2).any(|pair| row[pair[0]] > row[pair[1]]);
-            if !crossed || row.iter().any(|value| value.is_nan()) {
+            if !self.crosses(row) {
                 continue;
             }
             repaired += 1;
@@ -168,6 +167,16 @@ impl QuantileHead {
             }
         }
         repaired
+    }
+
+    /// How many rows of `values` `[rows, Q]` [`QuantileHead::repair`] would change.
+    pub fn crossings(&self, values: &[f32]) -> usize {
+        values.chunks_exact(self.order.len()).filter(|row| self.crosses(row)).count()
+    }
+
+    fn crosses(&self, row: &[f32]) -> bool {
+        self.order.windows(2).any(|pair| row[pair[0]] > row[pair[1]])
+            && !row.iter().any(|value| value.is_nan())
     }
 
     /// How to get what is asked for out of this head's channels.
@@ -277,17 +286,14 @@ impl Selection {
     }
 
     /// The columns, each `[rows]`, out of `values` `[rows, Q]`, which are repaired.
-    pub fn columns(&self, values: &[f32]) -> Vec<Vec<f32>> {
+    pub fn columns(&self, values: &[f32]) -> impl ExactSizeIterator<Item = Vec<f32>> {
         let rows = || values.chunks_exact(self.channels);
-        self.picks
-            .iter()
-            .map(|&pick| match pick {
-                Pick::Channel(channel) => rows().map(|row| row[channel]).collect(),
-                Pick::Between { low, high, share } => {
-                    rows().map(|row| row[low] + (row[high] - row[low]) * share).collect()
-                }
-            })
-            .collect()
+        self.picks.iter().map(move |&pick| match pick {
+            Pick::Channel(channel) => rows().map(|row| row[channel]).collect(),
+            Pick::Between { low, high, share } => {
+                rows().map(|row| row[low] + (row[high] - row[low]) * share).collect()
+            }
+        })
     }
 }
 
@@ -347,15 +353,15 @@ mod tests {
         let values = [5.0, 1.0, 2.0, 8.0, 9.0];
         let own = head().select(&Ask::Trained).unwrap();
         assert_eq!(own.names(), ["-median", "-lo-90", "-lo-80", "-hi-80", "-hi-90"]);
-        assert_eq!(own.columns(&values), [[5.0], [1.0], [2.0], [8.0], [9.0]]);
+        assert_eq!(own.columns(&values).collect::<Vec<_>>(), [[5.0], [1.0], [2.0], [8.0], [9.0]]);
         let levels = head().select(&Ask::Levels(vec![80.0])).unwrap();
         assert_eq!(levels.names(), ["-median", "-lo-80", "-hi-80"]);
-        assert_eq!(levels.columns(&values), [[5.0], [2.0], [8.0]]);
+        assert_eq!(levels.columns(&values).collect::<Vec<_>>(), [[5.0], [2.0], [8.0]]);
         assert!(levels.is_exact());
         let between = head().select(&Ask::Quantiles(vec![0.7, 0.3, 0.3])).unwrap();
         assert_eq!(between.names(), ["-ql0.3", "-ql0.7"]);
         assert!(!between.is_exact());
-        let columns = between.columns(&values);
+        let columns: Vec<_> = between.columns(&values).collect();
         assert!((columns[0][0] - 3.5).abs() < 1e-5 && (columns[1][0] - 6.5).abs() < 1e-5);
         let odd = head().select(&Ask::Levels(vec![87.5])).unwrap();
         assert_eq!(odd.names(), ["-median", "-lo-87.5", "-hi-87.5"]);

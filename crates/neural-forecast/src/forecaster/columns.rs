@@ -17,24 +17,25 @@ use crate::quantiles::{Ask, QuantileHead, Selection, clip_negative};
 #[derive(Debug)]
 pub(super) struct ColumnPlan {
     alias: String,
+    /// Channels of the network, `O`.
+    outputs: usize,
+    names: Vec<String>,
+    quantiles: Vec<Option<f64>>,
     source: Source,
 }
 
 #[derive(Debug)]
 enum Source {
     /// The channels as they are.
-    Channels(Vec<String>, Vec<Option<f64>>),
+    Channels,
     /// Quantile channels, and what is selected of them.
     Quantiles(QuantileHead, Selection),
-    /// A point forecast with conformal intervals of these column suffixes around it.
-    Conformal {
-        scores: Scores,
-        ids: Vec<String>,
-        method: Method,
-        names: Vec<String>,
-        quantiles: Vec<Option<f64>>,
-    },
+    /// A point forecast with conformal intervals around it.
+    Conformal { scores: Scores, ids: Vec<String>, method: Method },
 }
+
+/// Column suffixes, their quantiles, and where the columns come from.
+type Found = (Vec<String>, Vec<Option<f64>>, Source);
 
 impl ColumnPlan {
     /// The columns that `ask` means for a network.
@@ -46,60 +47,49 @@ impl ColumnPlan {
         ask: &Ask,
         conformal: Option<&ConformalScores>,
     ) -> Result<ColumnPlan> {
-        let source = source(network, ask, conformal)
+        let (suffixes, quantiles, source) = source(network, ask, conformal)
             .map_err(|error| error.context(format!("model `{}`", network.alias)))?;
-        Ok(ColumnPlan { alias: network.alias.clone(), source })
+        let alias = network.alias.clone();
+        let names = suffixes.iter().map(|suffix| format!("{alias}{suffix}")).collect();
+        Ok(ColumnPlan { alias, outputs: network.outputs.len(), names, quantiles, source })
     }
 
     /// Their names.
-    pub(super) fn names(&self) -> Vec<String> {
-        let named = |names: &[String]| -> Vec<String> {
-            names.iter().map(|name| format!("{}{name}", self.alias)).collect()
-        };
-        match &self.source {
-            Source::Channels(names, _) | Source::Conformal { names, .. } => named(names),
-            Source::Quantiles(_, selection) => named(selection.names()),
-        }
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// Their quantiles; `None` for a point forecast.
-    pub(super) fn quantiles(&self) -> Vec<Option<f64>> {
-        match &self.source {
-            Source::Channels(_, quantiles) | Source::Conformal { quantiles, .. } => {
-                quantiles.clone()
-            }
-            Source::Quantiles(_, selection) => {
-                selection.quantiles().iter().copied().map(Some).collect()
-            }
-        }
+    pub(super) fn quantiles(&self) -> &[Option<f64>] {
+        &self.quantiles
     }
 
-    /// Appends a series' columns, made from its channels `[O][H]`, which `unscale` brings back to
+    /// Appends a series' columns, made from its forecast `[H, O]`, which `unscale` brings back to
     /// the units of the series; returns the number of steps at which quantiles crossed.
     pub(super) fn columns(
         &self,
-        mut channels: Vec<Vec<f32>>,
+        forecast: &mut [f32],
         request: &ForecastRequest<'_>,
-        unscale: &dyn Fn(&mut [Vec<f32>]),
+        unscale: impl Fn(&mut [f32]),
         series: &mut SeriesForecast,
     ) -> Result<usize> {
+        let first = series.values.len();
         let mut crossings = 0;
-        let mut columns = match &self.source {
-            Source::Channels(..) => {
-                unscale(&mut channels);
-                channels
+        match &self.source {
+            Source::Channels => {
+                unscale(forecast);
+                series.values.extend((0..self.outputs).map(|c| self.channel(forecast, c)));
             }
             Source::Quantiles(head, selection) => {
-                unscale(&mut channels);
-                let mut rows = steps(&channels);
+                unscale(forecast);
                 crossings = if request.repair_crossing {
-                    head.repair(&mut rows)
+                    head.repair(forecast)
                 } else {
-                    head.repair(&mut rows.clone())
+                    head.crossings(forecast)
                 };
-                selection.columns(&rows)
+                series.values.extend(selection.columns(forecast));
             }
-            Source::Conformal { scores, ids, method, .. } => {
+            Source::Conformal { scores, ids, method } => {
                 let at = ids.iter().position(|id| *id == series.id).ok_or_else(|| {
                     Error::data(format!(
                         "model `{}` has no conformity scores of series `{}`: its intervals are \
@@ -109,34 +99,28 @@ impl ColumnPlan {
                 })?;
                 // neuralforecast adds its scores to forecasts that are still scaled, and scales
                 // back what comes out; a folder's intervals are what its `predict` gives.
-                let intervals = scores.intervals(at, &channels[0], *method, &request.intervals)?;
-                channels.truncate(1);
-                channels.extend(intervals.into_iter().map(|interval| interval.values));
-                unscale(&mut channels);
-                channels
+                let point = self.channel(forecast, 0);
+                let intervals = scores.intervals(at, &point, *method, &request.intervals)?;
+                series.values.push(point);
+                series.values.extend(intervals.into_iter().map(|interval| interval.values));
+                series.values[first..].iter_mut().for_each(|column| unscale(column));
             }
-        };
+        }
         if request.non_negative {
-            for column in &mut columns {
+            for column in &mut series.values[first..] {
                 clip_negative(column);
             }
         }
-        series.values.append(&mut columns);
         Ok(crossings)
     }
-}
 
-/// Channels `[O][H]` as rows `[H, O]`.
-fn steps(channels: &[Vec<f32>]) -> Vec<f32> {
-    let steps = channels.first().map_or(0, Vec::len);
-    let mut rows = Vec::with_capacity(steps * channels.len());
-    for step in 0..steps {
-        rows.extend(channels.iter().map(|channel| channel[step]));
+    /// One channel of a forecast `[H, O]`.
+    fn channel(&self, forecast: &[f32], channel: usize) -> Vec<f32> {
+        forecast.chunks_exact(self.outputs).map(|step| step[channel]).collect()
     }
-    rows
 }
 
-fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> Result<Source> {
+fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> Result<Found> {
     let names = |network: &Network| -> Vec<String> {
         network.outputs.iter().map(|output| output.suffix.clone()).collect()
     };
@@ -151,7 +135,8 @@ fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> 
     if quantiles.len() == network.outputs.len() {
         let head = QuantileHead::new(&quantiles, names(network))?;
         let selection = head.select(ask)?;
-        return Ok(Source::Quantiles(head, selection));
+        let quantiles = selection.quantiles().iter().copied().map(Some).collect();
+        return Ok((selection.names().to_vec(), quantiles, Source::Quantiles(head, selection)));
     }
     if *ask == Ask::Trained {
         let quantile = |channel| match channel {
@@ -159,7 +144,7 @@ fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> 
             _ => None,
         };
         let quantiles = network.outputs.iter().map(|output| quantile(output.channel)).collect();
-        return Ok(Source::Channels(names(network), quantiles));
+        return Ok((names(network), quantiles, Source::Channels));
     }
     let Some(conformal) = conformal else {
         return Err(Error::new(
@@ -174,7 +159,7 @@ fn source(network: &Network, ask: &Ask, conformal: Option<&ConformalScores>) -> 
     conformal_source(network, ask, conformal)
 }
 
-fn conformal_source(network: &Network, ask: &Ask, stored: &ConformalScores) -> Result<Source> {
+fn conformal_source(network: &Network, ask: &Ask, stored: &ConformalScores) -> Result<Found> {
     let column = format!("{}{}", network.alias, network.outputs[0].suffix);
     let errors = stored.errors.get(&column).ok_or_else(|| {
         let message = format!("has no conformity scores in column `{column}` of its checkpoint");
@@ -208,5 +193,5 @@ fn conformal_source(network: &Network, ask: &Ask, stored: &ConformalScores) -> R
         names.push(interval.name);
         quantiles.push(Some(interval.quantile));
     }
-    Ok(Source::Conformal { scores, ids, method, names, quantiles })
+    Ok((names, quantiles, Source::Conformal { scores, ids, method }))
 }

@@ -143,6 +143,8 @@ pub struct Forecaster {
 #[derive(Debug)]
 struct Loaded {
     network: Network,
+    /// The columns of its own outputs, which most requests want.
+    trained: ColumnPlan,
     engines: Mutex<BTreeMap<usize, Arc<Engine>>>,
 }
 
@@ -164,7 +166,8 @@ impl Forecaster {
             checkpoint: Checkpoint { models: Vec::new(), ..checkpoint },
         };
         for network in checkpoint.models {
-            let mut loaded = Loaded { network, engines: Mutex::new(BTreeMap::new()) };
+            let trained = ColumnPlan::new(&network, &Ask::Trained, None)?;
+            let mut loaded = Loaded { network, trained, engines: Mutex::new(BTreeMap::new()) };
             forecaster.engine(&loaded, loaded.network.horizon)?;
             // Packed weights live on the device; only a recurrent network is compiled again.
             if loaded.network.decoding == Decoding::Direct {
@@ -215,27 +218,33 @@ impl Forecaster {
         }
         // Every refusal comes before the first run.
         let conformal = self.checkpoint.conformal.as_ref();
-        let plans = self
-            .networks()
-            .map(|network| ColumnPlan::new(network, &request.intervals, conformal))
-            .collect::<Result<Vec<_>>>()?;
+        let made = match &request.intervals {
+            Ask::Trained => Vec::new(),
+            ask => self
+                .networks()
+                .map(|network| ColumnPlan::new(network, ask, conformal))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let plan = |number: usize| made.get(number).unwrap_or(&self.models[number].trained);
+        let columns: usize = (0..self.models.len()).map(|n| plan(n).names().len()).sum();
         let scaling = Scaling::fit(self, frame, request)?;
         let mut forecast = Forecast {
-            columns: Vec::new(),
-            quantiles: Vec::new(),
-            series: Vec::new(),
-            runs: Vec::new(),
+            columns: Vec::with_capacity(columns),
+            quantiles: Vec::with_capacity(columns),
+            series: Vec::with_capacity(frame.series.len()),
+            runs: Vec::with_capacity(self.models.len()),
         };
         for series in &frame.series {
             let stamps = frame.future_stamps(series, horizon)?;
-            let id = series.id.clone();
-            forecast.series.push(SeriesForecast { id, stamps, values: Vec::new() });
+            let (id, values) = (series.id.clone(), Vec::with_capacity(columns));
+            forecast.series.push(SeriesForecast { id, stamps, values });
         }
-        for (loaded, plan) in self.models.iter().zip(&plans) {
+        for (number, loaded) in self.models.iter().enumerate() {
+            let plan = plan(number);
             let call = Call { forecaster: self, loaded, frame, request, horizon, plan };
             let run = call.run(&scaling, &mut forecast.series)?;
-            forecast.columns.extend(plan.names());
-            forecast.quantiles.extend(plan.quantiles());
+            forecast.columns.extend_from_slice(plan.names());
+            forecast.quantiles.extend_from_slice(plan.quantiles());
             forecast.runs.push(run);
         }
         Ok(forecast)
@@ -289,10 +298,12 @@ impl Call<'_> {
         let mut inputs = Inputs::default();
         for first in (0..self.frame.series.len()).step_by(engine.rows_max()) {
             let rows = first..(first + engine.rows_max()).min(self.frame.series.len());
-            let raw = self.chunk(&engine, rows.clone(), block, blocks, scaling, &mut inputs)?;
-            for (row, raw) in rows.zip(raw) {
-                let undo = |columns: &mut [Vec<f32>]| scaling.undo(row, columns);
-                crossings += self.plan.columns(raw, self.request, &undo, &mut into[row])?;
+            let mut raw = self.chunk(&engine, rows.clone(), block, blocks, scaling, &mut inputs)?;
+            let stride = raw.len() / rows.len();
+            for (row, raw) in rows.zip(raw.chunks_exact_mut(stride)) {
+                let undo = |values: &mut [f32]| scaling.undo(row, values);
+                let asked = &mut raw[..self.horizon * network.outputs.len()];
+                crossings += self.plan.columns(asked, self.request, undo, &mut into[row])?;
             }
         }
         let after = self.forecaster.device.kernel_counts();
@@ -336,7 +347,8 @@ impl Call<'_> {
         Ok((own, wanted.div_ceil(own)))
     }
 
-    /// Forecasts of a chunk of series, each `[channels][H]`, still scaled.
+    /// Forecasts of a chunk of series, each `[steps, O]` with at least as many steps as were asked
+    /// for, still scaled.
     fn chunk(
         &self,
         engine: &Engine,
@@ -345,30 +357,32 @@ impl Call<'_> {
         blocks: usize,
         scaling: &Scaling,
         inputs: &mut Inputs,
-    ) -> Result<Vec<Vec<Vec<f32>>>> {
+    ) -> Result<Vec<f32>> {
         let network = &self.loaded.network;
         let outputs = network.outputs.len();
         let mut tracks =
             rows.clone().map(|row| self.track(row, scaling)).collect::<Result<Vec<Track>>>()?;
-        let mut forecasts = vec![vec![Vec::with_capacity(self.horizon); outputs]; tracks.len()];
+        let mut whole = Vec::new();
         for number in 0..blocks {
-            let done = number * block;
             inputs.clear();
-            tracks.iter().for_each(|track| track.fill(network, block, done, inputs));
+            tracks.iter().for_each(|track| track.fill(network, block, number * block, inputs));
             let forecast = self.run_block(engine, tracks.len(), inputs)?;
-            let steps = block.min(self.horizon - done);
-            for ((row, track), channels) in
-                forecast.chunks_exact(block * outputs).zip(&mut tracks).zip(&mut forecasts)
+            if blocks == 1 {
+                return Ok(forecast);
+            }
+            let stride = blocks * block * outputs;
+            whole.resize(tracks.len() * stride, 0.0);
+            let into = whole.chunks_exact_mut(stride);
+            for ((row, track), into) in
+                forecast.chunks_exact(block * outputs).zip(&mut tracks).zip(into)
             {
-                for step in row.chunks_exact(outputs).take(steps) {
-                    channels.iter_mut().zip(step).for_each(|(channel, &x)| channel.push(x));
-                }
+                into[number * row.len()..][..row.len()].copy_from_slice(row);
                 if let (Some(channel), true) = (network.feedback, number + 1 < blocks) {
                     track.feed_back(row.iter().skip(channel).step_by(outputs).copied());
                 }
             }
         }
-        Ok(forecasts)
+        Ok(whole)
     }
 
     fn run_block(&self, engine: &Engine, rows: usize, inputs: &Inputs) -> Result<Vec<f32>> {
@@ -413,7 +427,7 @@ impl Call<'_> {
                 )));
             }
         };
-        let values = scaling.target(self.frame, row);
+        let values = scaling.target(self.frame, row, network.context);
         let source = Source {
             id: &series.id,
             values: &values,

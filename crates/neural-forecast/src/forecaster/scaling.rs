@@ -95,12 +95,13 @@ impl Scaling {
         Ok(())
     }
 
-    /// A series' target, scaled.
-    pub(super) fn target<'a>(&self, frame: &'a Frame, row: usize) -> Cow<'a, [f32]> {
+    /// The last `steps` values of a series' target, or all where there are fewer, scaled.
+    pub(super) fn target<'a>(&self, frame: &'a Frame, row: usize, steps: usize) -> Cow<'a, [f32]> {
         let values = &frame.series[row].values;
+        let values = &values[values.len().saturating_sub(steps)..];
         match self.target.get(row) {
             Some(scaler) => {
-                let mut scaled = values.clone();
+                let mut scaled = values.to_vec();
                 scaler.transform(&mut scaled);
                 Cow::Owned(scaled)
             }
@@ -138,10 +139,10 @@ impl Scaling {
         Ok(values)
     }
 
-    /// Undoes the target's scaling on forecasts of a series, `[channels][H]`.
-    pub(super) fn undo(&self, row: usize, channels: &mut [Vec<f32>]) {
+    /// Undoes the target's scaling on forecasts of a series, in any order.
+    pub(super) fn undo(&self, row: usize, forecasts: &mut [f32]) {
         if let Some(scaler) = self.target.get(row) {
-            channels.iter_mut().for_each(|channel| scaler.inverse(channel));
+            scaler.inverse(forecasts);
         }
     }
 }

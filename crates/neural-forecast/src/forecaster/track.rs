@@ -49,13 +49,11 @@ impl Track {
     pub(super) fn new(source: Source<'_>, context: usize, names: &Exogenous) -> Result<Track> {
         let tail = tail(source.values, context);
         let padding = context - tail.len();
-        let mut y = vec![0.0; padding];
-        let mut mask = vec![0.0; padding];
-        for &value in tail {
-            let available = !value.is_nan();
-            y.push(if available { value } else { 0.0 });
-            mask.push(f32::from(u8::from(available)));
-        }
+        let (mut y, mut mask) = (Vec::with_capacity(context), Vec::with_capacity(context));
+        y.resize(padding, 0.0);
+        y.extend(tail.iter().map(|value| if value.is_nan() { 0.0 } else { *value }));
+        mask.resize(padding, 0.0);
+        mask.extend(tail.iter().map(|value| if value.is_nan() { 0.0 } else { 1.0 }));
         if !mask.contains(&1.0) {
             let id = source.id;
             return Err(Error::data(format!(
