@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the workloads beside their peers on this machine and prints a table of ratios.
 
-  compare.py --peers PEERS.PY --binary NEURAL-FORECAST [--rounds 5] [--workload lstm_a] [--precision f32]
+  compare.py --peers PEERS.PY --binary NEURAL-FORECAST [--rounds 5] [--seconds 2] [--workload lstm_a]
+             [--precision f32 --precision bf16 --precision int8]
   compare.py --device cuda --peers PEERS.PY --binary NEURAL-FORECAST --precision f16 [--seconds 0.3]
 
 Peers and ours alternate, workload by workload, so that a machine that slows down slows both.
@@ -15,6 +16,9 @@ On a GPU every row has two figures and two ratios: windows and forecasts on the 
 mode `device`), and from host memory to host memory (their `end-to-end`). Full windows run the latency
 class, large batches the throughput class. Ours in f32 and in tf32 stand beside the peers' tf32, which
 is all that they offer by that name.
+
+On a CPU the peers have no int8 rows: ours in int8 stand beside the best peer of bf16 and f32, and the
+row says which of the two it was.
 
 A claim needs every peer: the table's head says which ran, in which version, and a row says which peer
 was the best. Below 1 is faster than the best peer.
@@ -138,18 +142,30 @@ def measure(args):
             call(peers + sum(batches, []), log, "peers", number)
             for precision in args.precision:
                 ours = [args.binary, "bench", "--json", "--device", "cpu", "--precision", precision]
+                ours += ["--seconds", str(args.seconds), "--error-windows", str(args.error_windows)]
                 for batch in batches:
                     call(ours + chosen + batch, log, "ours", number)
     return log
 
 
+# What the peers of a CPU offer instead of a precision that they lack.
+INSTEAD = {"int8": ("bf16", "f32")}
+
+
 def best_peers(log):
     """(workload, batch, precision, round) -> (p50, peer)."""
     best = {}
+
+    def offer(row, precision, name):
+        key = (row["workload"], row["batch"], precision, row["round"])
+        best[key] = min(best.get(key, (float("inf"), "")), (row["p50_us"], name))
+
     for row in log:
         if row["side"] == "peers" and "p50_us" in row:
-            key = (row["workload"], row["batch"], row["precision"], row["round"])
-            best[key] = min(best.get(key, (float("inf"), "")), (row["p50_us"], row["peer"]))
+            offer(row, row["precision"], row["peer"])
+            for precision, others in INSTEAD.items():
+                if row["precision"] in others:
+                    offer(row, precision, f"{row['peer']} {row['precision']}")
     return best
 
 
@@ -171,8 +187,8 @@ def table(log):
     out.append(f"{rounds} alternating rounds, one call with a whole window from host memory to host memory.")
     out.append("Medians of p50 in µs; the ratio is the median over rounds of ours / best peer: below 1 is faster.")
     out.append("")
-    out.append("| workload | batch | precision | ours | p99 | best peer | | ratio | GFLOP/s | error | output std |")
-    out.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    out.append("| workload | batch | precision | ours | p99 | best peer | | ratio | GFLOP/s | % peak | error | output std |")
+    out.append("|---|---|---|---|---|---|---|---|---|---|---|---|")
     best = best_peers(log)
     for key in dict.fromkeys((r["workload"], r["batch"], r["precision"]) for r in rows):
         mine = [r for r in rows if (r["workload"], r["batch"], r["precision"]) == key]
@@ -180,6 +196,7 @@ def table(log):
         median = lambda values: statistics.median(values) if values else float("nan")
         errors = [r["error_max"] for r in mine if r.get("error_max") is not None]
         names = sorted({name for _, _, name in pairs})
+        peak = [r["peak_fraction"] * 100 for r in mine if r.get("peak_fraction")]
         cells = [
             key[0],
             key[1],
@@ -190,6 +207,7 @@ def table(log):
             "/".join(names) or "-",
             f"{median([p50 / peer for p50, peer, _ in pairs]):.2f}" if pairs else "-",
             f"{median([r['gflops_per_second'] for r in mine]):,.0f}",
+            f"{median(peak):.0f}" if peak else "-",
             f"{max(errors):.1e} ({mine[0]['error_windows']})" if errors else "-",
             f"{min(r['output_std'] for r in mine):.2f}",
         ]
@@ -205,7 +223,9 @@ def main():
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--compile", action="append", default=[], metavar="WORKLOAD",
                    help="with cuda: measure torch.compile on this workload too, once")
-    p.add_argument("--seconds", type=float, default=2.0, help="with cuda: how long each row of ours is timed")
+    p.add_argument("--seconds", type=float, default=2.0, help="how long each row of ours is timed")
+    p.add_argument("--error-windows", type=int, default=8,
+                   help="on a CPU: windows of each row compared with the reference (`verify` does 1,000)")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int)
     p.add_argument("--workload", action="append", default=[])
