@@ -110,7 +110,7 @@ pub struct RunArgs {
     /// auto, cpu, cuda, cuda:N, gpu or gpu:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Number format of weights and products
+    /// Number format of weights and products: f32, bf16 or int8; f16, tf32 and fp8 on NVIDIA GPUs
     #[arg(long, default_value = "f32")]
     pub precision: Precision,
     /// Threads of the CPU engine [default: all that this process may use]
