@@ -239,7 +239,8 @@ mod tests {
         ops.matmul_f32(&a, &b, &mut c, 2, 2, 3).unwrap();
         assert_eq!(c, [0.5, 7.0, 2.0, 16.0]);
         assert!(ops.threads().unwrap() >= 1);
-        assert!(["portable", "avx2", "avx512"].contains(&ops.instruction_set().unwrap()));
+        let served = ops.instruction_set().unwrap();
+        assert!(Isa::available().iter().any(|isa| isa.name() == served), "{served}");
     }
 
     #[test]
