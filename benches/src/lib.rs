@@ -38,6 +38,9 @@ const TOLERANCE: f64 = 1e-5;
 /// Samples of a case.
 const SAMPLES: usize = 20;
 
+/// How often the weight of a name is read in a run.
+type Rereads = Box<dyn Fn(&str) -> u64>;
+
 /// A plan of one or few ops with random weights, and a batch.
 pub struct Case {
     /// What is varied, for the bench's id.
@@ -45,7 +48,7 @@ pub struct Case {
     plan: Plan,
     batch: usize,
     weights: MemoryWeights,
-    rereads: Option<Box<dyn Fn(&str) -> u64>>,
+    rereads: Option<Rereads>,
 }
 
 impl Case {

@@ -1,5 +1,5 @@
-//! Products on the tile registers of Intel's AMX: bf16 pairs summed in `f32`, `u8 × s8` quads summed
-//! in `i32`.
+//! Products on the tile registers of Intel's AMX: bf16 pairs summed in `f32`, `u8 × s8` quads
+//! summed in `i32`.
 //!
 //! The kernels ([`product`]) are written once over [`Tiles`], the handful of tile instructions that
 //! they need. [`Amx`] runs the instructions; [`Emulated`] does in plain Rust what Intel's manual
@@ -23,9 +23,10 @@
 //! flight; loading a tile takes 8 cycles from L1 and over 16 from L2 (Intel's optimisation manual).
 //! With 2 × 2 tiles of sums a step of `k` takes 64 cycles and 4 tile loads: 32 cycles of loading
 //! from L1, so the multiplier is the bound while the panel stays in L1 and the rows stream from L2.
-//! Up to 16 rows one tile of rows meets up to four tiles of weights: `rows` cycles a multiplication,
-//! so the loads of weights are the bound, as they are of `VDPBF16PS`, which reads the same bytes.
-//! That is why tiles serve one row too, and why one kernel class serves every number of rows.
+//! Up to 16 rows one tile of rows meets up to four tiles of weights: `rows` cycles a
+//! multiplication, so the loads of weights are the bound, as they are of `VDPBF16PS`, which reads
+//! the same bytes. That is why tiles serve one row too, and why one kernel class serves every
+//! number of rows.
 
 mod block;
 mod emulated;
@@ -116,11 +117,11 @@ pub trait Tiles {
     /// `TDPBF16PS`: `C += A · B`, pairs of bf16 a word, sums in `f32`.
     ///
     /// # Safety
-    /// The three tiles differ, are configured, and their shapes match: `C` `m × n`, `A` `m × k`, `B`
-    /// `k × n` words.
+    /// The three tiles differ, are configured, and their shapes match: `C` `m × n`, `A` `m × k`,
+    /// `B` `k × n` words.
     unsafe fn dot_bf16<const C: u8, const A: u8, const B: u8>(&mut self);
-    /// `TDPBUSD`: `C += A · B`, four unsigned bytes a word of `A`, four signed of `B`, sums in `i32`
-    /// that wrap.
+    /// `TDPBUSD`: `C += A · B`, four unsigned bytes a word of `A`, four signed of `B`, sums in
+    /// `i32` that wrap.
     ///
     /// # Safety
     /// As [`Tiles::dot_bf16`].
@@ -150,8 +151,8 @@ pub trait Arithmetic: Copy + 'static {
 /// whatever MXCSR says.
 #[derive(Clone, Copy, Debug)]
 pub struct Bf16;
-/// Four bytes a word, low byte first: rows unsigned, weights signed; sums in `i32`, exact while they
-/// fit (`k` up to 65,793).
+/// Four bytes a word, low byte first: rows unsigned, weights signed; sums in `i32`, exact while
+/// they fit (`k` up to 65,793).
 #[derive(Clone, Copy, Debug)]
 pub struct Int8;
 

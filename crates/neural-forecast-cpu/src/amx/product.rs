@@ -68,8 +68,8 @@ impl<A: Arithmetic> Product<A> {
     ///
     /// # Safety
     /// `input` is readable for `rows` rows of `64 · steps` bytes, `weights` for `panels` panels of
-    /// `16 · steps` word rows, `out` is writable for the `rows` rows of `16 · vectors` sums of every
-    /// panel, initialised where `accumulate`, and nobody else touches these meanwhile.
+    /// `16 · steps` word rows, `out` is writable for the `rows` rows of `16 · vectors` sums of
+    /// every panel, initialised where `accumulate`, and nobody else touches these meanwhile.
     pub unsafe fn run<T: Tiles>(&self, tiles: &mut T) {
         assert!((1..=4).contains(&self.vectors), "a panel of {} vectors", self.vectors);
         assert!(self.pass > 0, "passes of no steps");

@@ -135,8 +135,8 @@ fn permitted() -> bool {
 impl Tiles for Amx {
     #[inline(always)]
     unsafe fn configure(&mut self, config: &TileConfig) {
-        // SAFETY: `self` proves the instruction; it reads the 64 bytes of `config`, which the caller
-        // says are valid.
+        // SAFETY: `self` proves the instruction; it reads the 64 bytes of `config`, which the
+        // caller says are valid.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) config, options(readonly, nostack, preserves_flags));
         }
@@ -150,8 +150,8 @@ impl Tiles for Amx {
     }
     #[inline(always)]
     unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize) {
-        // SAFETY: `self` proves the instruction; the caller that the tile is configured and its rows
-        // readable.
+        // SAFETY: `self` proves the instruction; the caller that the tile is configured and its
+        // rows readable.
         unsafe {
             asm!("tileloadd tmm{t}, [{from} + {stride}*1]", t = const T, from = in(reg) from,
                 stride = in(reg) stride, options(readonly, nostack, preserves_flags));
@@ -159,8 +159,8 @@ impl Tiles for Amx {
     }
     #[inline(always)]
     unsafe fn store<const T: u8>(&mut self, to: *mut u8, stride: usize) {
-        // SAFETY: `self` proves the instruction; the caller that the tile is configured and its rows
-        // writable.
+        // SAFETY: `self` proves the instruction; the caller that the tile is configured and its
+        // rows writable.
         unsafe {
             asm!("tilestored [{to} + {stride}*1], tmm{t}", t = const T, to = in(reg) to,
                 stride = in(reg) stride, options(nostack, preserves_flags));

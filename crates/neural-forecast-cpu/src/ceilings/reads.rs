@@ -9,8 +9,8 @@ use crate::isa::Isa;
 /// What a loop turn reads; buffers are multiples of it.
 pub(super) const BLOCK: usize = 1024;
 
-/// Loads all of `data` `passes` times with vectors of the tier; the tail beyond whole blocks is left
-/// out.
+/// Loads all of `data` `passes` times with vectors of the tier; the tail beyond whole blocks is
+/// left out.
 pub(super) fn read(isa: Isa, data: &[f32], passes: usize) {
     let blocks = size_of_val(data) / BLOCK;
     if blocks == 0 {
@@ -88,8 +88,8 @@ mod x86 {
             #[target_feature(enable = $feature)]
             pub(super) unsafe fn $name(first: *const u8, blocks: usize, passes: usize) {
                 for _ in 0..passes {
-                    // SAFETY: the caller grants the blocks; the loads need no alignment, the loop reads
-                    // `blocks` times 1,024 bytes and ends because there is at least one.
+                    // SAFETY: the caller grants the blocks; the loads need no alignment, the loop
+                    // reads `blocks` times 1,024 bytes and ends because there is at least one.
                     unsafe {
                         asm!(
                             ".p2align 6",

@@ -113,7 +113,8 @@ impl Dot {
         (self.panels)(rows, vectors)
     }
 
-    /// Panels that a tile takes where fewer are left than [`Dot::panels_at_once`]: 1, or all of them.
+    /// Panels that a tile takes where fewer are left than [`Dot::panels_at_once`]: 1, or all of
+    /// them.
     pub fn panels_of_rest(&self, left: usize) -> usize {
         match self.tile {
             Multiply::Vectors(_) => 1,

@@ -1,6 +1,6 @@
-//! Tables whose tiles are multiplied in tile registers: all rows of a pass and as many panels as the
-//! buffer of sums takes go into one product, so that the registers are configured rarely and few
-//! rows meet enough columns to keep the multiplier busy.
+//! Tables whose tiles are multiplied in tile registers: all rows of a pass and as many panels as
+//! the buffer of sums takes go into one product, so that the registers are configured rarely and
+//! few rows meet enough columns to keep the multiplier busy.
 //!
 //! Conversion of rows is the vector tiers'. How a product is walked is [`crate::amx`]'s.
 

@@ -7,8 +7,8 @@
 //! one of them ready gives the bits of the whole window.
 //!
 //! Four ways to share the work, chosen from batch, weights and caches: by rows of the batch (no
-//! meeting at all), by direction (one meeting a layer), by layers (a pipeline, one hand-over a chunk
-//! of steps), by units (one hand-over a step). The bits are the same.
+//! meeting at all), by direction (one meeting a layer), by layers (a pipeline, one hand-over a
+//! chunk of steps), by units (one hand-over a step). The bits are the same.
 //! What the caller does not keep is not computed: the last layer's backward direction runs only the
 //! steps that are kept.
 

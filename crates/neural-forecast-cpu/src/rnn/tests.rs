@@ -383,7 +383,8 @@ fn every_way_to_share_gives_the_bits_of_one_worker() {
                     let alone = run_as(&rnn, &alone, &x, batch, start, finals);
                     assert!(alone.y.iter().all(|y| y.is_finite()), "{:?}", case.cell);
                     for workers in [2, 3] {
-                        // Every tier and precision meets a third of the ways, another one each time.
+                        // Every tier and precision meets a third of the ways, another one each
+                        // time.
                         turn += 1;
                         let ways = ways(case.layers.len(), rnn.directions(), workers);
                         for way in ways.into_iter().skip(turn % 3).step_by(3) {
