@@ -36,9 +36,10 @@ fn golden_forecasts_are_neuralforecast_s() {
     for (name, precision, tolerance) in [
         ("lstm", Precision::F32, 1e-4),
         ("patchtst", Precision::F32, 1e-4),
-        // What bf16 weights cost on these models; a broken kernel costs far more.
-        ("lstm", Precision::Bf16, 0.05),
-        ("patchtst", Precision::Bf16, 0.05),
+        // What bf16 costs on these models, where tiers round the inputs of products too (0.067 of
+        // a series about 1 was seen); a broken kernel costs far more.
+        ("lstm", Precision::Bf16, 0.1),
+        ("patchtst", Precision::Bf16, 0.1),
     ] {
         let forecast = forecaster(name, precision, None).predict(&frame, &raw()).unwrap();
         let mut reader = csv::Reader::from_path(golden(&format!("{name}.csv"))).unwrap();
