@@ -46,8 +46,7 @@ pub const WORKERS_MAX: usize = 64;
 /// How long an idle worker spins before it sleeps, where nothing else is asked for.
 pub const SPIN: Duration = Duration::from_micros(50);
 /// How long a worker inside a run polls for another before it sleeps: about as long as a sleeping
-/// thread needs to wake (25 to 115 µs on a virtual machine with idle cores), so that it costs at
-/// most twice the best choice.
+/// thread needs to wake (25 to 115 µs on a virtual machine with idle cores).
 const MEETING_SPIN: Duration = Duration::from_micros(100);
 /// Polls of a worker that waits for another's counter before it offers its core to others. A step
 /// of a recurrence is a few microseconds; a wait this long means that the other is not running.

@@ -20,7 +20,7 @@
 //! # What to expect, in cycles
 //! A multiplication of full tiles (16 rows, 16 columns, 32 bf16 or 64 bytes of `k`) takes 16 cycles
 //! of the multiplier and its sums are ready after 52, so three to four tiles of sums must be in
-//! flight; loading a tile takes 8 cycles from L1 and over 16 from L2 (Intel's optimisation manual).
+//! flight; loading a tile takes 8 cycles from L1 and over 16 from L2 (as published; not measured).
 //! With 2 × 2 tiles of sums a step of `k` takes 64 cycles and 4 tile loads: 32 cycles of loading
 //! from L1, so the multiplier is the bound while the panel stays in L1 and the rows stream from L2.
 //! Up to 16 rows one tile of rows meets up to four tiles of weights: `rows` cycles a

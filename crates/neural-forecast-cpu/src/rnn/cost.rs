@@ -1,9 +1,10 @@
 //! Which way of sharing a run among the workers ends first, from its sizes, the caches and what a
 //! meeting costs.
 //!
-//! Cycles of a core, roughly: the model has to order the ways, not to predict them. Its constants
-//! were measured on Zen 4 at 3.5 GHz (2026-11-21); what differs most from machine to machine, the
-//! sizes of the caches, is read from the processor.
+//! Cycles of a core, roughly: the model has to order the ways, not to predict them. Its rates of
+//! reading were measured on Zen 4 at 3.5 GHz (2026-11-21); the costs of meetings and gates are
+//! estimates. What differs most from machine to machine, the sizes of the caches, is read from the
+//! processor.
 
 use super::{Direction, Rnn};
 use crate::caches::Caches;

@@ -13,10 +13,10 @@ use super::lock;
 
 /// The lowest bit of the word: somebody sleeps on it. The number is in the bits above.
 const SLEEPER: u64 = 1;
-/// Polls without a pause. The other core's write arrives within about 60 ns, a pause alone takes
-/// 17 to 45 ns (Zen 4 to Skylake), so the usual wait should not contain one.
+/// Polls without a pause. The other core's write arrives within about 60 ns, and a pause alone can
+/// take about as long, so the usual wait should not contain one.
 const POLLS_TIGHT: u32 = 64;
-/// Polls with a pause between two looks at the clock, which take about 25 ns each.
+/// Polls with a pause between two looks at the clock, which take some tens of nanoseconds each.
 const POLLS_PAUSED: u32 = 32;
 
 /// A value alone on its pair of cache lines, which some processors fetch together.
