@@ -36,10 +36,10 @@ fn golden_forecasts_are_neuralforecast_s() {
     for (name, precision, tolerance) in [
         ("lstm", Precision::F32, 1e-4),
         ("patchtst", Precision::F32, 1e-4),
-        // What bf16 costs on these models, where tiers round the inputs of products too (0.067 of
-        // a series about 1 was seen); a broken kernel costs far more.
-        ("lstm", Precision::Bf16, 0.1),
-        ("patchtst", Precision::Bf16, 0.1),
+        // What bf16 costs on these models, where a tier rounds the inputs of products and attention
+        // too: 0.125 was seen at the 90% bound of a random walk of magnitude 1.
+        ("lstm", Precision::Bf16, 0.05),
+        ("patchtst", Precision::Bf16, 0.2),
     ] {
         let forecast = forecaster(name, precision, None).predict(&frame, &raw()).unwrap();
         let mut reader = csv::Reader::from_path(golden(&format!("{name}.csv"))).unwrap();

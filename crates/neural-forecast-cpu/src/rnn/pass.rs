@@ -115,7 +115,7 @@ impl Pass<'_> {
             self.inputs(first, n, scratch);
             for i in 0..n {
                 let t = if self.backward { first + n - 1 - i } else { first + i };
-                self.step(t, t - first, n, done + i, scratch);
+                self.step(t, t - first, done + i, scratch);
             }
         }
     }
@@ -126,6 +126,12 @@ impl Pass<'_> {
         for r in 0..self.rows() {
             prefetch(self.x.wrapping_add(r * sequence + done * self.x_width), n * self.x_width);
         }
+    }
+
+    /// Rows of a whole chunk of input sums. Panels lie that far apart in shorter chunks too, so that
+    /// a worker which is a step ahead never writes where another still reads the chunk before.
+    fn room(&self) -> usize {
+        self.rows() * self.block.schedule.chunk
     }
 
     /// Initial states into place.
@@ -188,9 +194,9 @@ impl Pass<'_> {
                     panels: self.panels(h, w.panels()),
                     backwards: false,
                     arrival: None,
-                    finish: Keep { at, rows, width: w.width() },
+                    finish: Keep { at, rows: self.room(), width: w.width() },
                 };
-                at = at.add(rows * w.padded_outputs());
+                at = at.add(self.room() * w.padded_outputs());
                 if !product.panels.is_empty() && rows > 0 {
                     product.run(rnn.isa, scratch);
                 }
@@ -211,8 +217,8 @@ impl Pass<'_> {
         (0 < terms && terms < head.w_hh.terms()).then_some(terms)
     }
 
-    /// Step `t`, which is step `at` of a chunk of `n`, and the `number`-th of this pass.
-    unsafe fn step(&self, t: usize, at: usize, n: usize, number: usize, scratch: &mut Scratch) {
+    /// Step `t`, which is step `at` of its chunk, and the `number`-th of this pass.
+    unsafe fn step(&self, t: usize, at: usize, number: usize, scratch: &mut Scratch) {
         let (rnn, rows) = (self.block.rnn, self.rows());
         let kept = t >= self.y_first;
         // SAFETY: all offsets are inside the direction's memory; `h` of this step and of the one
@@ -241,7 +247,7 @@ impl Pass<'_> {
                     weights: &head.w_hh,
                     units,
                     sums: sums.add(at * rows * head.w_hh.width()),
-                    sums_stride: n * rows * head.w_hh.width(),
+                    sums_stride: self.room() * head.w_hh.width(),
                     h: h.add(unit),
                     h_stride: rnn.width,
                     states: [0, 1, 2].map(|i| self.state(i).add(unit)),
@@ -263,7 +269,7 @@ impl Pass<'_> {
                 if !product.panels.is_empty() && rows > 0 {
                     product.run(rnn.isa, scratch);
                 }
-                sums = sums.add(n * rows * head.w_hh.padded_outputs());
+                sums = sums.add(self.room() * head.w_hh.padded_outputs());
             }
             self.publish();
             if let Some(projection) = projection {
