@@ -1,7 +1,7 @@
 //! Products on the tile registers of Intel's AMX: bf16 pairs summed in `f32`, `u8 × s8` quads
 //! summed in `i32`.
 //!
-//! The kernels ([`product`]) are written once over [`Tiles`], the handful of tile instructions that
+//! The kernels (`product`) are written once over [`Tiles`], the handful of tile instructions that
 //! they need. [`Amx`] runs the instructions; [`Emulated`] does in plain Rust what Intel's manual
 //! says that they do, and panics where a processor would fault, so every size, stride, tail and
 //! blocking is tested on machines without AMX.

@@ -3,7 +3,7 @@
 //!
 //! A unit of work is one head of one row (of one group and position, where attention runs over the
 //! batch). It gathers the keys and values that are visible at all, row by row as they are, and
-//! walks panels of queries ([`panel`]), a query a lane. Because hidden keys are left out before
+//! walks panels of queries (`panel`), a query a lane. Because hidden keys are left out before
 //! anything is summed, padding a context does not change bits.
 //!
 //! Does not project and does not read plans; `program` translates those.
