@@ -4,9 +4,10 @@
 //! its index, takes its share of each kernel, and meets the others at barriers. The caller is
 //! worker 0, so a team of one has no threads and no synchronisation at all.
 //!
-//! All meetings are signals (`signal`): the entry of a run, each worker's end of it, barriers, and the
-//! counts that one worker announces and another waits for. A barrier is a dissemination barrier,
-//! ⌈log₂ workers⌉ rounds in which each worker raises a number of its own and waits for one other's.
+//! All meetings are signals (`signal`): the entry of a run, each worker's end of it, barriers, and
+//! the counts that one worker announces and another waits for. A barrier is a dissemination
+//! barrier, ⌈log₂ workers⌉ rounds in which each worker raises a number of its own and waits for one
+//! other's.
 //!
 //! Every wait is bounded before it sleeps. Between runs workers spin for [`TeamOptions::spin`], so
 //! that a stream of forecasts finds them awake; inside a run a worker that waits long does so for

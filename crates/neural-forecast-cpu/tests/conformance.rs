@@ -41,12 +41,7 @@ fn every_op_on_every_tier() {
 
 /// All cases in a precision on every tier, with so much added to their tolerances.
 fn stay_close(precision: Precision, more: f64) {
-    let widen = |case: Case| {
-        let Tolerance { absolute, relative } = case.tolerance;
-        let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
-        Case { tolerance, ..case }
-    };
-    let cases: Vec<Case> = cases().into_iter().map(widen).collect();
+    let cases: Vec<Case> = cases().iter().map(|case| case.widened(more)).collect();
     let options = LoadOptions { precision, ..LoadOptions::default() };
     for isa in Isa::available() {
         let (ran, failures) = conform_all(&device(isa, 2), &cases, &options);

@@ -7,11 +7,15 @@ pub mod instructions;
 pub mod ptx;
 pub mod tidy;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// The folder that holds the workspace's `Cargo.toml`, found from where this package was built.
+/// The folder that holds the workspace's `Cargo.toml`.
+///
+/// Found from where cargo runs this package, not from where it was built: checkouts that share a
+/// target folder share the binary too, and each must see its own files.
 #[must_use]
 pub fn workspace_root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.ancestors().nth(2).unwrap_or(&here).to_path_buf()
 }

@@ -128,8 +128,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Rows of a whole chunk of input sums. Panels lie that far apart in shorter chunks too, so that
-    /// a worker which is a step ahead never writes where another still reads the chunk before.
+    /// Rows of a whole chunk of input sums. Panels lie that far apart in shorter chunks too, so
+    /// that a worker which is a step ahead never writes where another still reads the chunk before.
     fn room(&self) -> usize {
         self.rows() * self.block.schedule.chunk
     }
