@@ -9,7 +9,7 @@ use super::elementwise::{softmax, softplus};
 use super::{ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, StateId, ValueId, WeightId};
-use crate::reference::{ReferenceContext, Tensor};
+use crate::reference::{ReferenceContext, Tensor, dot};
 
 /// Columns `start .. start + width` of the last axis of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -444,8 +444,7 @@ impl Attention {
                     let products = query.iter().zip(&key.keys).zip(&self.scales);
                     let products = products.map(|((q, k), &scale)| {
                         let range = h * head..(h + 1) * head;
-                        let pairs = q[range.clone()].iter().zip(&k[range]);
-                        f64::from(scale) * pairs.map(|(q, k)| q * k).sum::<f64>()
+                        f64::from(scale) * dot(&q[range.clone()], &k[range])
                     });
                     products.sum::<f64>() + self.bias(c, h, key.position - position, *cell)
                 })

@@ -7,7 +7,7 @@
 use super::{Activation, Norm, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, ValueId, WeightId};
-use crate::reference::{ReferenceContext, Tensor};
+use crate::reference::{ReferenceContext, Tensor, dot};
 
 /// Which axis the product contracts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,21 +241,25 @@ impl Linear {
     }
 }
 
+/// Rows that one walk over a weight serves.
+const ROWS: usize = 16;
+
 /// `x·Wᵀ + b` along the last axis: `x` `[…, K]`, `w` `[N, K]`, result `[…, N]`.
 pub(crate) fn product(x: &Tensor, w: &Tensor, bias: Option<&[f64]>) -> Tensor {
     let mut shape = x.shape.clone();
     let last = shape.len() - 1;
     shape[last] = w.shape[0];
-    let mut y = Vec::with_capacity(shape.iter().product());
-    for row in x.rows() {
+    // A product over no inputs is its bias; there are no rows to walk then.
+    let mut y = Tensor::from_fn(shape, |at| bias.map_or(0.0, |bias| bias[at[last]]));
+    let (inputs, outputs) = (x.width().max(1), y.width().max(1));
+    // A few rows at a time, so that a large weight is not read anew for each.
+    let rows = x.data.chunks(ROWS * inputs).zip(y.data.chunks_mut(ROWS * outputs));
+    for (x, y) in rows {
         for (n, weights) in w.rows().enumerate() {
-            let sum: f64 = weights.iter().zip(row).map(|(w, x)| w * x).sum();
-            y.push(sum + bias.map_or(0.0, |bias| bias[n]));
+            for (row, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
+                y[n] += dot(weights, row);
+            }
         }
     }
-    // A product over no inputs is its bias; there are no rows to walk then.
-    if x.width() == 0 {
-        return Tensor::from_fn(shape, |at| bias.map_or(0.0, |bias| bias[at[last]]));
-    }
-    Tensor::new(shape, y)
+    y
 }

@@ -13,7 +13,7 @@ use super::elementwise::{sigmoid, softplus};
 use super::{Keep, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, Dim, StateId, StateKind, ValueId, WeightId};
-use crate::reference::{ReferenceContext, Tensor};
+use crate::reference::{ReferenceContext, Tensor, dot};
 
 /// The recurrence of one layer. `a`, `b`, … are the gate sums defined in the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,7 +368,7 @@ impl RnnStack {
             None => hidden,
             Some(w_hr) => {
                 let rows = c.weight(w_hr).rows();
-                rows.map(|row| row.iter().zip(&hidden).map(|(w, h)| w * h).sum()).collect()
+                rows.map(|row| dot(row, &hidden)).collect()
             }
         };
     }
@@ -390,7 +390,7 @@ impl RnnStack {
                 _ => 0,
             };
             let row = &w.data[n * inputs..(n + 1) * inputs];
-            row.iter().zip(&v[start..start + inputs]).map(|(w, v)| w * v).sum::<f64>()
+            dot(row, &v[start..start + inputs])
         };
         let bias = c.optional(bias);
         (0..outputs).map(|n| sum(n) + bias.map_or(0.0, |bias| bias[n])).collect()

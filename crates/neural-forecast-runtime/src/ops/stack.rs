@@ -10,7 +10,7 @@ use super::linear::product;
 use super::{Activation, AttentionBias, Keep, NormKind, QkNorm, Rope, ShapeContext, Shapes};
 use crate::error::PlanError;
 use crate::plan::{DType, ValueId, WeightId};
-use crate::reference::{ReferenceContext, Tensor};
+use crate::reference::{ReferenceContext, Tensor, dot};
 
 /// Weights of a norm of the stack's kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -497,16 +497,20 @@ impl Stack {
                     let score = |&key: &[usize; 2]| {
                         let scores = depth.iter().map(|(q, k, scale)| {
                             let (q, k) = (a.head_of(q, [b, i], h), a.head_of(k, key, h));
-                            scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                            scale * dot(q, k)
                         });
                         scores.sum::<f64>() + a.bias_at(c, h, i, key[1], shift)
                     };
                     let mut weights: Vec<f64> = visible.iter().map(score).collect();
                     softmax(&mut weights);
+                    let mut mean = vec![0.0; a.head];
                     for (weight, &key) in weights.iter().zip(&visible) {
-                        for (d, v) in a.head_of(&v, key, h).iter().enumerate() {
-                            *y.at_mut(&[b, i, h * a.head + d]) += weight * v;
+                        for (mean, v) in mean.iter_mut().zip(a.head_of(&v, key, h)) {
+                            *mean += weight * v;
                         }
+                    }
+                    for (d, mean) in mean.into_iter().enumerate() {
+                        *y.at_mut(&[b, i, h * a.head + d]) = mean;
                     }
                 }
             }
