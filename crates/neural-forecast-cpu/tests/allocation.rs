@@ -3,10 +3,7 @@
 //! Alone in its binary, because it counts every allocation of the process.
 
 use neural_forecast_cpu::{CpuDevice, CpuOptions};
-use neural_forecast_runtime::device::{
-    Data, Device, KernelClass, LoadOptions, Precision, Request, Run,
-};
-use neural_forecast_runtime::plan::DType;
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request, Run};
 use neural_forecast_runtime::testing::cases;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,15 +46,7 @@ fn a_warm_forward_pass_allocates_nothing() {
             let request = Request { entry: case.entry, bucket: case.bucket, class };
             let mut program = resident.compile(request).unwrap();
             let entry = case.plan.entry(case.entry).unwrap();
-            for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&case.inputs).enumerate() {
-                match entry.value(input.value).dtype {
-                    DType::F32 => program.write(i, Data::F32(&tensor.to_f32())),
-                    DType::I32 => {
-                        let integers: Vec<i32> = tensor.data.iter().map(|&x| x as i32).collect();
-                        program.write(i, Data::I32(&integers));
-                    }
-                }
-            }
+            case.write(program.as_mut(), 0..batch);
             let slots: Vec<u32> = (0..batch as u32).collect();
             let slots = if entry.uses_states() { &slots[..] } else { &[] };
             let run = Run { rows: batch, slots, cancel: None };

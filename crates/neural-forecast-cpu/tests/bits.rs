@@ -3,26 +3,18 @@
 //!
 //! Closeness to the reference is the conformance test's business.
 
-use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
+mod common;
+
+use common::device;
+use neural_forecast_cpu::{CpuDevice, Isa};
 use neural_forecast_runtime::DeviceErrorKind;
-use neural_forecast_runtime::device::element_count;
 use neural_forecast_runtime::device::{
-    Cancel, Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Resident, Run,
+    Cancel, Device, KernelClass, LoadOptions, Precision, Program, Request, Resident, Run,
 };
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::{Bucket, DType, Dim};
+use neural_forecast_runtime::plan::{Bucket, Dim};
 use neural_forecast_runtime::testing::{Case, cases};
 use std::ops::Range;
-
-fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options = CpuOptions {
-        threads: Some(threads),
-        isa: Some(isa.name().into()),
-        alone_flops: Some(0),
-        ..CpuOptions::default()
-    };
-    CpuDevice::new(options).expect("this machine has the instruction set")
-}
 
 struct Bench<'a> {
     case: &'a Case,
@@ -46,21 +38,7 @@ impl<'a> Bench<'a> {
 
     fn run(&mut self, cancel: Option<Cancel>) -> Result<Vec<Vec<f32>>, DeviceErrorKind> {
         let entry = self.case.plan.entry(self.case.entry).expect("the case has its entry");
-        for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&self.case.inputs).enumerate() {
-            let value = entry.value(input.value);
-            let all = tensor.to_f32();
-            let part = match element_count(&value.shape, self.case.bucket).1 {
-                0 => 0..all.len(),
-                row => self.rows.start * row..self.rows.end * row,
-            };
-            match value.dtype {
-                DType::F32 => self.program.write(i, Data::F32(&all[part])),
-                DType::I32 => {
-                    let integers: Vec<i32> = tensor.data[part].iter().map(|&x| x as i32).collect();
-                    self.program.write(i, Data::I32(&integers));
-                }
-            }
-        }
+        self.case.write(self.program.as_mut(), self.rows.clone());
         let slots: Vec<u32> = (0..self.rows.len() as u32).collect();
         let slots = if entry.uses_states() { slots.as_slice() } else { &[] };
         let run = Run { rows: self.rows.len(), slots, cancel };

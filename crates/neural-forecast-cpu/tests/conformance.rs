@@ -3,19 +3,12 @@
 //! The cases are the runtime's, shared by all devices; what is this crate's own: tiers, workers,
 //! precisions, counters, and bits across all of them.
 
+mod common;
+
+use common::device;
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa, isa};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
-
-fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options = CpuOptions {
-        threads: Some(threads),
-        isa: Some(isa.name().into()),
-        alone_flops: Some(0),
-        ..CpuOptions::default()
-    };
-    CpuDevice::new(options).expect("this machine has the instruction set")
-}
 
 #[test]
 fn every_op_on_every_tier() {

@@ -3,10 +3,11 @@
 //!
 //! Small stacks with every option are conformance cases; in those the workers split columns.
 
-use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
-use neural_forecast_runtime::device::{
-    Data, Device, KernelClass, LoadOptions, Precision, Request, Run,
-};
+mod common;
+
+use common::device;
+use neural_forecast_cpu::{CpuDevice, Isa};
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request, Run};
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, FeedForward, Keep, Linear, NormKind, NormPlacement, NormWeights,
     Op, Product, Stack, Sublayer, SublayerKind,
@@ -92,16 +93,6 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-fn device(isa: Isa, threads: usize) -> CpuDevice {
-    let options = CpuOptions {
-        threads: Some(threads),
-        isa: Some(isa.name().into()),
-        alone_flops: Some(0),
-        ..CpuOptions::default()
-    };
-    CpuDevice::new(options).expect("this machine has the instruction set")
-}
-
 /// The rows of a case that begin at `first`, in a bucket of `batch` rows.
 fn run(
     device: &CpuDevice,
@@ -115,9 +106,7 @@ fn run(
     let bucket = Bucket { batch, ..case.bucket };
     let request = Request { entry: case.entry, bucket, class: KernelClass::Throughput };
     let mut program = resident.compile(request).expect("it compiles");
-    let x = case.inputs[0].1.to_f32();
-    let row = case.bucket.length * FEATURES;
-    program.write(0, Data::F32(&x[first * row..(first + batch) * row]));
+    case.write(program.as_mut(), first..first + batch);
     program.submit(&Run { rows: batch, ..Run::default() }).expect("it runs");
     program.wait().expect("it ends");
     let mut y = vec![0.0; program.info().output_elements[0].0];

@@ -6,8 +6,7 @@
 use neural_forecast_cpu::memory::PerWorker;
 use neural_forecast_cpu::team::{Pin, Team, TeamOptions, Worker, allowed_cores};
 use neural_forecast_cpu::{CpuDevice, CpuOptions, PIN_VARIABLE, SPIN_VARIABLE, THREADS_VARIABLE};
-use neural_forecast_runtime::device::{Data, Device, KernelClass, LoadOptions, Request, Run};
-use neural_forecast_runtime::plan::DType;
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Request, Run};
 use neural_forecast_runtime::testing::{Case, cases};
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -393,16 +392,7 @@ fn steady(device: &CpuDevice, case: &Case, runs: usize) -> bool {
     let mut resident = resident.expect("the device takes every case");
     let request = Request { entry: case.entry, bucket: case.bucket, class: KernelClass::Latency };
     let mut program = resident.compile(request).expect("it compiles");
-    let entry = case.plan.entry(case.entry).expect("the case's own");
-    for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&case.inputs).enumerate() {
-        match entry.value(input.value).dtype {
-            DType::F32 => program.write(i, Data::F32(&tensor.to_f32())),
-            DType::I32 => {
-                let integers: Vec<i32> = tensor.data.iter().map(|&x| x as i32).collect();
-                program.write(i, Data::I32(&integers));
-            }
-        }
-    }
+    case.write(program.as_mut(), 0..batch);
     let mut first: Option<Vec<u32>> = None;
     let mut y = vec![0.0; program.info().output_elements[0].0];
     (0..runs).all(|_| {

@@ -2,6 +2,9 @@
 //!
 //! Cases are the same on every machine: their numbers come from a counter-based generator.
 
+use std::ops::Range;
+
+use crate::device::{Data, Program, element_count};
 use crate::ops::{Op, philox};
 use crate::plan::{
     Bucket, Context, DType, Dim, EntryKind, Plan, PlanBuilder, StateId, StateKind, ValueId,
@@ -91,6 +94,32 @@ impl Case {
         let Tolerance { absolute, relative } = self.tolerance;
         let tolerance = Tolerance { absolute: absolute + more, relative: relative + more };
         Case { tolerance, ..self.clone() }
+    }
+
+    /// Writes batch rows `rows` of every input to a program of a bucket of its own; an input
+    /// without an axis of batches is written whole.
+    ///
+    /// # Panics
+    /// If the case has no such rows.
+    pub fn write(&self, program: &mut dyn Program, rows: Range<usize>) {
+        let entry = self.plan.entry(self.entry).expect("a case has its entry");
+        for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&self.inputs).enumerate() {
+            let value = entry.value(input.value);
+            let data = match element_count(&value.shape, self.bucket).1 {
+                0 => &tensor.data[..],
+                row => &tensor.data[rows.start * row..rows.end * row],
+            };
+            match value.dtype {
+                DType::F32 => {
+                    let floats: Vec<f32> = data.iter().map(|&x| x as f32).collect();
+                    program.write(i, Data::F32(&floats));
+                }
+                DType::I32 => {
+                    let integers: Vec<i32> = data.iter().map(|&x| x as i32).collect();
+                    program.write(i, Data::I32(&integers));
+                }
+            }
+        }
     }
 }
 

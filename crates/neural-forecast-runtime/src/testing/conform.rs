@@ -3,11 +3,9 @@
 //! Takes `&dyn Device`, so that every backend runs the same function over the same cases.
 
 use super::{Case, Tolerance};
-use crate::device::{
-    Data, Device, KernelClass, LoadOptions, Program, Request, Resident, Run, Support,
-};
+use crate::device::{Device, KernelClass, LoadOptions, Program, Request, Resident, Run, Support};
 use crate::ops::Op;
-use crate::plan::{Bucket, DType};
+use crate::plan::Bucket;
 use crate::reference::ReferenceDevice;
 
 /// Runs of a case with states: enough to carry something and to wrap a small ring.
@@ -179,13 +177,7 @@ impl Bench {
 
     /// Writes the first rows of the inputs, runs, waits and reads all outputs.
     fn run_rows(&mut self, case: &Case, rows: usize) -> Result<Vec<Vec<f32>>, String> {
-        let entry = case.plan.entry(case.entry).ok_or("the case has no such entry")?;
-        for (i, (input, (_, tensor))) in entry.inputs.iter().zip(&case.inputs).enumerate() {
-            let (all, row) = self.program.info().input_elements[i];
-            let elements = if row == 0 { all } else { row * rows };
-            let data = &tensor.data[..elements];
-            write(self.program.as_mut(), i, entry.value(input.value).dtype, data);
-        }
+        case.write(self.program.as_mut(), 0..rows);
         let slots = self.slots.get(..rows).unwrap_or_default();
         let run = Run { rows, slots, cancel: None };
         self.program.submit(&run).map_err(|e| format!("submit: {e}"))?;
@@ -202,18 +194,5 @@ impl Bench {
             outputs.push(output);
         }
         Ok(outputs)
-    }
-}
-
-fn write(program: &mut dyn Program, input: usize, dtype: DType, data: &[f64]) {
-    match dtype {
-        DType::F32 => {
-            let floats: Vec<f32> = data.iter().map(|&x| x as f32).collect();
-            program.write(input, Data::F32(&floats));
-        }
-        DType::I32 => {
-            let integers: Vec<i32> = data.iter().map(|&x| x as i32).collect();
-            program.write(input, Data::I32(&integers));
-        }
     }
 }
