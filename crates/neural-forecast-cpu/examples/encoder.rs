@@ -1,6 +1,6 @@
 //! Where the time of an encoder goes on this machine, op by op: `cargo run --release --example
-//! encoder [small|guide|patchtst] [--bf16] [--workers N]`. One line an op: how often a forward pass
-//! has it, microseconds as measured (the least of many repeats, weights in the cache as between
+//! encoder [small|guide|patchtst] [--bf16 | --int8] [--workers N]`. One line an op: how often a
+//! forward pass has it, microseconds as measured (the least of many repeats, weights in the cache as between
 //! neighbouring steps), and how much of the multiply-add peak of this core that is, which the
 //! example measures first.
 //!
@@ -8,8 +8,9 @@
 
 use neural_forecast_cpu::attention::{Attention, AttentionScratch, Call, View};
 use neural_forecast_cpu::counters::Precision;
+use neural_forecast_cpu::dot::bf16_bits;
 use neural_forecast_cpu::gemm::{Activation, Gemm, Packed, Scratch};
-use neural_forecast_cpu::memory::{RowMap, Shared};
+use neural_forecast_cpu::memory::{Numbers, RowMap, Shared};
 use neural_forecast_cpu::norm::{Kind, Norm};
 use neural_forecast_cpu::simd::{Kernel, Simd};
 use neural_forecast_cpu::team::{Team, Worker};
@@ -112,11 +113,16 @@ impl Bench {
         (rows, n, k): (usize, usize, usize),
         activation: Activation,
         residual: bool,
+        (from, to): (Numbers, Numbers),
     ) {
         let x: Vec<f32> = (0..rows * k).map(|i| (i as f32 * 0.37).sin()).collect();
         let w: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.73).sin() * 0.1).collect();
         let b = vec![0.1f32; n];
         let packed = Packed::new(self.isa, self.precision, &w, (n, k), 1, Some(&b));
+        // As in a program: what only products read is kept as bf16 where they round it anyway.
+        let floats = |able: bool, asked| if able { asked } else { Numbers::Floats };
+        let x_numbers = floats(packed.takes_halves(), from);
+        let y_numbers = floats(packed.gives_halves() && packed.takes_halves(), to);
         let (mut y, r) = (vec![0.0f32; rows * n], vec![0.5f32; rows * n]);
         let mut scratch: Vec<_> = (0..self.team.workers()).map(|_| Scratch::new()).collect();
         let scratch: Vec<_> = scratch.iter_mut().map(|s| std::ptr::from_mut(s) as usize).collect();
@@ -125,7 +131,9 @@ impl Bench {
         let seconds = least(|| {
             let job = |worker: Worker<'_>| {
                 let gemm = Gemm {
-                    activation,
+                    activation: activation.after(&packed),
+                    x_numbers,
+                    y_numbers,
                     residual: residual.then(|| (r.get().cast_const(), RowMap::dense(n))),
                     ..Gemm::new(x.get(), rows, &packed, to.get())
                 };
@@ -148,9 +156,11 @@ impl Bench {
         let x: Vec<f32> = (0..rows * d).map(|i| (i as f32 * 0.37).sin()).collect();
         let mut y = vec![0.0f32; rows * d];
         let (x, y, isa) = (Shared(x.as_ptr().cast_mut()), Shared(y.as_mut_ptr()), self.isa);
+        let low = Packed::new(isa, self.precision, &[], (0, 0), 1, None).takes_halves();
+        let numbers = if low { Numbers::Halves } else { Numbers::Floats };
         let seconds = least(|| {
             let job = |worker: Worker<'_>| {
-                let at = (x.get().cast_const(), y.get());
+                let at = (x.get().cast_const(), y.get(), numbers);
                 // SAFETY: both hold the rows.
                 unsafe { norm.run(isa, at, d, worker.share(rows), worker) }
             };
@@ -175,7 +185,16 @@ impl Bench {
             qk_norm: None,
             query_scale: None,
         };
-        let x: Vec<f32> = (0..keys * 3 * shape.d).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut x: Vec<f32> = (0..keys * 3 * shape.d).map(|i| (i as f32 * 0.37).sin()).collect();
+        let numbers = match attention.takes_halves() {
+            true => Numbers::Halves,
+            false => Numbers::Floats,
+        };
+        if numbers == Numbers::Halves {
+            for i in 0..x.len() / 2 {
+                x[i] = f32::from_bits(bf16_bits(x[2 * i]) | bf16_bits(x[2 * i + 1]) << 16);
+            }
+        }
         let mut y = vec![0.0f32; queries * shape.d];
         let mut scratch: Vec<_> =
             (0..self.team.workers()).map(|_| attention.scratch(1, queries, keys, false)).collect();
@@ -183,9 +202,10 @@ impl Bench {
         let (x, y) = (Shared(x.as_ptr().cast_mut()), Shared(y.as_mut_ptr()));
         let seconds = least(|| {
             let job = |worker: Worker<'_>| {
-                let view = |part: usize| View {
-                    at: x.get().wrapping_add(part * shape.d).cast_const(),
-                    stride: 3 * shape.d,
+                let view = |part: usize| {
+                    let (at, stride) = (x.get().cast_const(), 3 * shape.d);
+                    // SAFETY: each part begins inside the rows.
+                    View { at: unsafe { numbers.at(at, part * shape.d) }, stride, numbers }
                 };
                 let call = Call {
                     queries: &[view(0)],
@@ -198,6 +218,7 @@ impl Bench {
                     groups: None,
                     ring: None,
                     y: y.get(),
+                    y_numbers: numbers,
                 };
                 let scratch = scratch[worker.index()] as *mut AttentionScratch;
                 // SAFETY: arrays have the call's shape; every worker has its own scratch.
@@ -220,8 +241,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let workers = arguments.iter().position(|a| a == "--workers");
     let workers = workers.and_then(|i| arguments.get(i + 1)?.parse().ok()).unwrap_or(1);
-    let half = arguments.iter().any(|a| a == "--bf16");
-    let precision = if half { Precision::Bf16 } else { Precision::F32 };
+    let asked = |flag: &str| arguments.iter().any(|a| a == flag);
+    let precision = match () {
+        () if asked("--bf16") => Precision::Bf16,
+        () if asked("--int8") => Precision::Int8,
+        () => Precision::F32,
+    };
     let isa = Isa::from_environment()?;
     let rounds = 20_000;
     let mut sum = 0.0;
@@ -239,19 +264,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut b = Bench { isa, precision, team, peak, total: 0.0 };
         println!("{}, {} workers, {}", shape.name, workers, precision.name());
         let plain = Activation::Identity;
-        b.product(("embedding", 1), (t, d, shape.features), plain, false);
+        let (floats, halves) = (Numbers::Floats, Numbers::Halves);
+        let (own, both, taken) = ((floats, floats), (halves, halves), (halves, floats));
+        b.product(("embedding", 1), (t, d, shape.features), plain, false, own);
         b.norm(2 * l - 1, t, d);
-        b.product(("query, key, value", l - 1), (t, 3 * d, d), plain, false);
-        b.product(("key, value (last)", 1), (t, 2 * d, d), plain, false);
+        b.product(("query, key, value", l - 1), (t, 3 * d, d), plain, false, both);
+        b.product(("key, value (last)", 1), (t, 2 * d, d), plain, false, both);
         b.attention("attention", l - 1, shape, t);
         b.attention("attention, one query", 1, shape, 1);
-        b.product(("output + residual", l - 1), (t, d, d), plain, true);
-        b.product(("up + GELU", l - 1), (t, ff, d), Activation::Gelu, false);
-        b.product(("up alone", 0), (t, ff, d), plain, false);
-        b.product(("down + residual", l - 1), (t, d, ff), plain, true);
-        b.product(("one row: output", 2), (1, d, d), plain, true);
-        b.product(("one row: up + GELU", 1), (1, ff, d), Activation::Gelu, false);
-        b.product(("one row: down", 1), (1, d, ff), plain, true);
+        b.product(("output + residual", l - 1), (t, d, d), plain, true, taken);
+        b.product(("up + GELU", l - 1), (t, ff, d), Activation::Gelu, false, both);
+        b.product(("up alone", 0), (t, ff, d), plain, false, both);
+        b.product(("down + residual", l - 1), (t, d, ff), plain, true, taken);
+        b.product(("one row: output", 2), (1, d, d), plain, true, taken);
+        b.product(("one row: up + GELU", 1), (1, ff, d), Activation::Gelu, false, both);
+        b.product(("one row: down", 1), (1, d, ff), plain, true, taken);
         println!("{:22}      {:10.2} µs", "sum", b.total * 1e6);
         b.each("GELU", 4096, true);
         b.each("exp", 4096, false);

@@ -7,7 +7,7 @@ use crate::counters::{Counters, Precision as Kept};
 use crate::crew::{Crew, team_options};
 use crate::gemm::Scratch;
 use crate::isa::Isa;
-use crate::kernels::{Context, Loaded, Packer, Room, Slots};
+use crate::kernels::{Context, Loaded, Packer, Room, Slots, keep_halves};
 use crate::layout::AXES_MAX;
 use crate::memory::{Buffer, PerWorker, Shared as Floats};
 use crate::team::{Pin, StartError, Worker};
@@ -204,7 +204,9 @@ impl Device for CpuDevice {
         let mut entries = Vec::new();
         for entry in &plan.entries {
             let steps = entry.steps.iter().map(|step| packer.load(step));
-            entries.push((entry.clone(), Arc::new(steps.collect::<Result<Vec<_>, _>>()?)));
+            let mut steps = steps.collect::<Result<Vec<_>, _>>()?;
+            keep_halves(entry, &mut steps);
+            entries.push((entry.clone(), Arc::new(steps)));
         }
         let packed = packer.bytes() as u64;
         budget.release(weight_bytes);

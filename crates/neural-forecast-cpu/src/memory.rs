@@ -123,6 +123,34 @@ impl RowMap {
     }
 }
 
+/// How the numbers of a value are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numbers {
+    /// `f32`
+    #[default]
+    Floats,
+    /// bf16, one after another: half the memory, for values that only products read which round
+    /// them anyway.
+    Halves,
+}
+
+impl Numbers {
+    /// Number `i` of a value that starts at `first`. What it points to is a float or a bf16.
+    ///
+    /// # Safety
+    /// The value has that number.
+    #[inline(always)]
+    pub unsafe fn at(self, first: *const f32, i: usize) -> *const f32 {
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Numbers::Floats => first.add(i),
+                Numbers::Halves => first.cast::<u16>().add(i).cast(),
+            }
+        }
+    }
+}
+
 /// One `T` a worker, handed out by index.
 #[derive(Debug)]
 pub struct PerWorker<T>(Vec<std::cell::UnsafeCell<T>>);

@@ -5,6 +5,7 @@
 
 use crate::counters::{Precision, Stem, count};
 use crate::isa::Isa;
+use crate::memory::Numbers;
 use crate::simd::{Kernel, Simd};
 use crate::team::Worker;
 use std::ops::Range;
@@ -61,14 +62,14 @@ impl Norm {
         Norm { kind: Kind::Fixed, eps, scale, shift }
     }
 
-    /// Normalises `rows` of `width` floats from `x` to `y` (may be the same).
+    /// Normalises `rows` of `width` floats from `x` to `y` (may be the same where floats are kept).
     ///
     /// # Safety
-    /// `x` and `y` hold the rows, and nobody else writes them.
+    /// `x` holds the rows and `y` as many numbers, and nobody else writes them.
     pub unsafe fn run(
         &self,
         isa: Isa,
-        (x, y): (*const f32, *mut f32),
+        (x, y, y_numbers): (*const f32, *mut f32, Numbers),
         width: usize,
         rows: Range<usize>,
         worker: Worker<'_>,
@@ -76,7 +77,7 @@ impl Norm {
         if worker.index() == 0 {
             count(Stem::Norm, isa, Precision::F32);
         }
-        isa.run(Rows { norm: self, x, y, width, rows });
+        isa.run(Rows { norm: self, x, y, y_numbers, width, rows });
     }
 }
 
@@ -84,6 +85,7 @@ struct Rows<'a> {
     norm: &'a Norm,
     x: *const f32,
     y: *mut f32,
+    y_numbers: Numbers,
     width: usize,
     rows: Range<usize>,
 }
@@ -96,7 +98,10 @@ impl Kernel for Rows<'_> {
         let norm = self.norm;
         for r in self.rows {
             // SAFETY: `Norm::run`'s caller grants the row.
-            let (x, y) = unsafe { (self.x.add(r * self.width), self.y.add(r * self.width)) };
+            let (x, y) = unsafe {
+                let y = self.y_numbers.at(self.y, r * self.width);
+                (self.x.add(r * self.width), y.cast_mut())
+            };
             let groups = match norm.kind {
                 Kind::Layer { groups } => groups,
                 _ => 1,
@@ -132,7 +137,12 @@ impl Kernel for Rows<'_> {
                             Some(w) => s.fma(v, s.load_first(w.add(d), rest), shift),
                             None => s.add(v, shift),
                         };
-                        s.store_first(y.add(at + d), v, rest);
+                        match self.y_numbers {
+                            Numbers::Floats => s.store_first(y.add(at + d), v, rest),
+                            Numbers::Halves => {
+                                s.store_halves(y.cast::<u16>().add(at + d), v, rest);
+                            }
+                        }
                         d += S::LANES;
                     }
                 }
@@ -168,6 +178,7 @@ unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, center: f32, square: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dot::bf16_bits;
     use crate::random::Random;
 
     fn layer(x: &[f64], eps: f64) -> Vec<f64> {
@@ -192,9 +203,16 @@ mod tests {
                     let (scale, shift) = (Some(w.clone()), Some(b.clone()));
                     let norm = Norm { kind, eps, scale, shift };
                     let mut y = vec![f32::NAN; x.len()];
-                    let at = (x.as_ptr(), y.as_mut_ptr());
-                    // SAFETY: both hold the rows.
-                    unsafe { norm.run(isa, at, width, 0..rows, Worker::alone()) }
+                    let at = (x.as_ptr(), y.as_mut_ptr(), Numbers::Floats);
+                    let mut halves = vec![0u16; x.len()];
+                    let to_halves = (x.as_ptr(), halves.as_mut_ptr().cast(), Numbers::Halves);
+                    // SAFETY: all hold the rows.
+                    unsafe {
+                        norm.run(isa, at, width, 0..rows, Worker::alone());
+                        norm.run(isa, to_halves, width, 0..rows, Worker::alone());
+                    }
+                    let rounded = y.iter().map(|&y| bf16_bits(y) as u16);
+                    assert!(rounded.eq(halves), "{kind:?} {width}: not the floats rounded");
                     for r in 0..rows {
                         let row: Vec<f64> =
                             x[r * width..(r + 1) * width].iter().map(|&x| f64::from(x)).collect();

@@ -7,7 +7,7 @@ use neural_forecast_cpu::Isa;
 use neural_forecast_cpu::attention::{Attention, Call, View};
 use neural_forecast_cpu::counters::Precision;
 use neural_forecast_cpu::dot::{Dot, bf16_bits};
-use neural_forecast_cpu::memory::Shared;
+use neural_forecast_cpu::memory::{Numbers, Shared};
 use neural_forecast_cpu::team::Team;
 
 /// Numbers in (−1, 1).
@@ -62,6 +62,18 @@ impl Case {
     }
 
     fn run_in(&self, precision: Precision, isa: Isa, workers: usize) -> Vec<f32> {
+        let each = [&self.q, &self.k, &self.v].map(|x| (x.as_ptr(), Numbers::Floats));
+        self.run_over(each, precision, isa, workers)
+    }
+
+    /// Over given queries, keys and values.
+    fn run_over(
+        &self,
+        each: [(*const f32, Numbers); 3],
+        precision: Precision,
+        isa: Isa,
+        workers: usize,
+    ) -> Vec<f32> {
         let Shape { batch, queries, keys, heads, head, head_v } = self.shape;
         let op = Attention {
             isa,
@@ -79,12 +91,17 @@ impl Case {
         };
         let mut y = vec![f32::NAN; batch * queries * heads * head_v];
         let to = Shared(y.as_mut_ptr());
+        let each = each.map(|(at, numbers)| (Shared(at.cast_mut()), numbers));
         let mut team = Team::new(workers).expect("the system gives threads");
         let ran = team.run(|worker| {
+            let view = |i: usize, width: usize| {
+                let (at, numbers) = &each[i];
+                View { at: at.get().cast_const(), stride: heads * width, numbers: *numbers }
+            };
             let call = Call {
-                queries: &[View { at: self.q.as_ptr(), stride: heads * head }],
-                keys: &[View { at: self.k.as_ptr(), stride: heads * head }],
-                values: View { at: self.v.as_ptr(), stride: heads * head_v },
+                queries: &[view(0, head)],
+                keys: &[view(1, head)],
+                values: view(2, head_v),
                 batch,
                 queries_each: queries,
                 keys_each: keys,
@@ -92,6 +109,7 @@ impl Case {
                 groups: None,
                 ring: None,
                 y: to.get(),
+                y_numbers: Numbers::Floats,
             };
             let mut scratch = op.scratch(batch, queries, keys, false);
             // SAFETY: all arrays have the call's shape and outlive it.
@@ -222,6 +240,38 @@ fn bf16_products_are_products_of_rounded_numbers() {
                             }
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_as_bf16_is_as_if_widened_first() {
+    for isa in Isa::available().into_iter().filter(|isa| Dot::of(*isa, Precision::Bf16).is_some()) {
+        for (n, &(queries, keys, head, head_v)) in
+            [(1, 1, 1, 1), (40, 70, 5, 3), (33, 131, 16, 17), (70, 300, 64, 64)].iter().enumerate()
+        {
+            for bad in [None, Some(f32::INFINITY)] {
+                let shape = Shape { batch: 2, queries, keys, heads: 2, head, head_v };
+                let mut case = Case::new(n as u64 + 70, shape, n % 2 == 1, n == 1);
+                if let Some(bad) = bad {
+                    let middle = case.v.len() / 2;
+                    case.v[middle] = bad;
+                }
+                let halves = [&mut case.q, &mut case.k, &mut case.v].map(|x| {
+                    let halves: Vec<u16> = x.iter().map(|&x| bf16_bits(x) as u16).collect();
+                    for (x, &half) in x.iter_mut().zip(&halves) {
+                        *x = f32::from_bits(u32::from(half) << 16);
+                    }
+                    halves
+                });
+                let each = halves.each_ref().map(|x| (x.as_ptr().cast(), Numbers::Halves));
+                let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                let expected = bits(case.run_in(Precision::Bf16, isa, 1));
+                for workers in [1, 2] {
+                    let found = bits(case.run_over(each, Precision::Bf16, isa, workers));
+                    assert!(found == expected, "{} shape {n} {bad:?}", isa.name());
                 }
             }
         }

@@ -6,7 +6,7 @@
 use super::low::LowScratch;
 use super::panel::{KEY_BLOCK, KEYS_TILE, Unit};
 use super::{Attention, View};
-use crate::memory::Buffer;
+use crate::memory::{Buffer, Numbers};
 use crate::simd::Simd;
 
 /// One worker's memory for runs of one shape.
@@ -149,8 +149,8 @@ impl Unit<'_> {
             for (j, &row) in self.scratch.key_rows.iter().enumerate() {
                 // SAFETY: key rows exist; the buffer holds all keys.
                 unsafe {
-                    let from = view.at.add(row as usize * view.stride + self.head * n);
-                    copy(s, from, to.add(j * terms), n);
+                    let from = view.row(row as usize, self.head * n);
+                    copy(s, view.numbers, from, to.add(j * terms), n);
                 }
             }
         } else {
@@ -172,20 +172,25 @@ impl Unit<'_> {
             // SAFETY: key rows exist in call or ring; the buffer holds all keys.
             unsafe {
                 for (p, view) in self.call.keys.iter().enumerate() {
-                    let own = view.at.wrapping_add(row * view.stride + self.head * n);
+                    let mut numbers = Numbers::Floats;
                     let from = match self.call.ring {
                         Some(ring) if j < self.scratch.ring_keys => {
                             let slot = ring.keys.row(self.ring_row()).cast_const();
                             slot.add(row * op.heads * n + self.head * n)
                         }
-                        _ if plain => own,
+                        _ if plain => {
+                            numbers = view.numbers;
+                            view.row(row, self.head * n)
+                        }
                         _ => {
                             let norm = op.qk_norm.as_ref().map(|norm| norm.key.as_slice());
+                            let own = view.row(row, self.head * n);
                             self.prepare(own, self.scratch.key_turns[j], norm);
                             self.scratch.row.as_ptr()
                         }
                     };
-                    copy(s, from, self.scratch.keys.as_mut_ptr().add(j * terms + p * n), n);
+                    let to = self.scratch.keys.as_mut_ptr().add(j * terms + p * n);
+                    copy(s, numbers, from, to, n);
                     let own_key = j >= self.scratch.ring_keys && self.scratch.keeps_keys;
                     if let (Some(ring), true) = (self.call.ring, own_key) {
                         let kept = ring.new_keys.add(row * op.heads * n + self.head * n);
@@ -209,17 +214,17 @@ impl Unit<'_> {
             // SAFETY: key rows exist in call or ring; the buffer holds all values, and what follows
             // a head up to the pitch stays zero.
             unsafe {
-                let from = match self.call.ring {
+                let (numbers, from) = match self.call.ring {
                     Some(ring) if j < self.scratch.ring_keys => {
                         let slot = ring.values.row(self.ring_row()).cast_const();
-                        slot.add(row * all + column)
+                        (Numbers::Floats, slot.add(row * all + column))
                     }
-                    _ => self.call.values.at.add(row * self.call.values.stride + column),
+                    _ => (self.call.values.numbers, self.call.values.row(row, column)),
                 };
                 let to = self.scratch.values.as_mut_ptr().add(j * pitch);
                 let mut d = 0;
                 while d < n {
-                    let x = s.load_first(from.add(d), n - d);
+                    let x = load(s, numbers, from, d, n - d);
                     // 0 · x is 0, or NaN for what is not finite.
                     sum = s.fma(x, s.splat(0.0), sum);
                     s.store_first(to.add(d), x, n - d);
@@ -253,7 +258,7 @@ impl Unit<'_> {
                         // SAFETY: the query and its columns exist.
                         unsafe {
                             let from = self.query(view, first + lanes + r);
-                            *x = s.mul(s.load_first(from.add(d), n - d), scale);
+                            *x = s.mul(load(s, view.numbers, from, d, n - d), scale);
                             if let Some(by_dim) = &op.query_scale {
                                 let by_dim = s.load_first(by_dim.as_ptr().add(d), n - d);
                                 *x = s.mul(*x, by_dim);
@@ -279,7 +284,7 @@ impl Unit<'_> {
         let row = self.scratch.query_rows[i] as usize;
         // SAFETY: query rows exist.
         unsafe {
-            let from = view.at.add(row * view.stride + self.head * self.op.head);
+            let from = view.row(row, self.head * self.op.head);
             if self.plain() {
                 return from;
             }
@@ -290,13 +295,25 @@ impl Unit<'_> {
     }
 }
 
-/// Copies `n` floats.
+/// Numbers `d…` of `from` as floats, at most `n` of them.
 #[inline(always)]
-unsafe fn copy<S: Simd>(s: S, from: *const f32, to: *mut f32, n: usize) {
+unsafe fn load<S: Simd>(s: S, numbers: Numbers, from: *const f32, d: usize, n: usize) -> S::V {
+    // SAFETY: the caller grants the numbers.
+    unsafe {
+        match numbers {
+            Numbers::Floats => s.load_first(from.add(d), n),
+            Numbers::Halves => s.load_halves(from.cast::<u16>().add(d), n),
+        }
+    }
+}
+
+/// Copies `n` numbers as floats.
+#[inline(always)]
+unsafe fn copy<S: Simd>(s: S, numbers: Numbers, from: *const f32, to: *mut f32, n: usize) {
     let mut d = 0;
     while d < n {
-        // SAFETY: the caller grants `n` floats of both.
-        unsafe { s.store_first(to.add(d), s.load_first(from.add(d), n - d), n - d) }
+        // SAFETY: the caller grants `n` numbers of both.
+        unsafe { s.store_first(to.add(d), load(s, numbers, from, d, n - d), n - d) }
         d += S::LANES;
     }
 }

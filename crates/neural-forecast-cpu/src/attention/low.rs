@@ -5,10 +5,11 @@
 //! them out. Values are turned, because their products run over keys. The sums of each block of
 //! keys are added to those before it.
 
-use super::panel::{KEY_BLOCK, Unit};
+use super::panel::{KEY_BLOCK, Lanes, Unit};
 use crate::dot::{self, Dot, WORDS_MULTIPLE};
 use crate::memory::Buffer;
 use crate::simd::Simd;
+use crate::vecmath;
 use std::ops::Range;
 
 /// Words of a row of so many terms: an odd number of cache lines, so that equal words of a tile's
@@ -139,43 +140,88 @@ impl Unit<'_> {
         }
     }
 
-    /// Adds the block's values, weighted by pairs, to the sums.
+    /// Turns the block's scores into weights relative to each lane's running maximum, the weights
+    /// of two keys a word, in place. Gives the factor of what was summed before. The exponentials
+    /// are as exact as weights need that become bf16.
     #[inline(always)]
-    pub(super) unsafe fn weigh_low<S: Simd>(
+    pub(super) unsafe fn soften_low<S: Simd, const V: usize>(
+        &mut self,
+        s: S,
+        keys: usize,
+        lanes: &mut Lanes<S, V>,
+    ) -> [S::V; V] {
+        let weights = self.scratch.weights.as_mut_ptr();
+        let log2_e = s.splat(std::f32::consts::LOG2_E);
+        let before = lanes.maximum;
+        let mut factor = before;
+        // SAFETY: the block holds `keys` scores of a panel; a pair's row is not behind the rows
+        // that were read.
+        unsafe {
+            let center = lanes.center(s, weights, keys).map(|center| s.mul(center, log2_e));
+            for (v, factor) in factor.iter_mut().enumerate() {
+                let shift = s.fma(before[v], log2_e, s.sub(s.splat(0.0), center[v]));
+                *factor = vecmath::rough_exp2_negative(s, shift);
+                lanes.total[v] = s.mul(lanes.total[v], *factor);
+            }
+            for j in (0..keys).step_by(2) {
+                for (v, center) in center.iter().enumerate() {
+                    let minus = s.sub(s.splat(0.0), *center);
+                    let at = weights.add((j * V + v) * S::LANES);
+                    let even = s.fma(s.load(at), log2_e, minus);
+                    let even = vecmath::rough_exp2_negative(s, even);
+                    lanes.total[v] = s.add(lanes.total[v], even);
+                    let mut odd = s.splat(0.0);
+                    if j + 1 < keys {
+                        odd = s.fma(s.load(at.add(V * S::LANES)), log2_e, minus);
+                        odd = vecmath::rough_exp2_negative(s, odd);
+                        lanes.total[v] = s.add(lanes.total[v], odd);
+                    }
+                    s.store_weights(weights.add((j / 2 * V + v) * S::LANES).cast(), even, odd);
+                }
+            }
+        }
+        factor
+    }
+
+    /// Adds the block's values, weighted by pairs, to the sums: what was summed `before` times its
+    /// factors, if there was any.
+    #[inline(always)]
+    pub(super) unsafe fn weigh_low<S: Simd, const V: usize>(
         &mut self,
         s: S,
         dot: &Dot,
         keys: Range<usize>,
-        vectors: usize,
-        fresh: bool,
+        before: Option<[S::V; V]>,
     ) {
         debug_assert!(keys.start.is_multiple_of(KEY_BLOCK));
-        let (columns, width) = (self.op.head_v, vectors * S::LANES);
+        let (columns, width) = (self.op.head_v, V * S::LANES);
         let pitch = words(self.scratch.key_rows.len());
-        let to = match fresh {
-            true => self.scratch.sums.as_mut_ptr(),
-            false => self.scratch.low.sums.as_mut_ptr(),
+        let to = match before {
+            None => self.scratch.sums.as_mut_ptr(),
+            Some(_) => self.scratch.low.sums.as_mut_ptr(),
         };
         // SAFETY: values and weights are words by now; both buffers of sums hold all columns.
         unsafe {
-            for d in (0..columns).step_by(dot.rows(vectors)) {
+            for d in (0..columns).step_by(dot.rows(V)) {
                 dot.tile(&dot::Args {
                     words: keys.len().div_ceil(2),
                     x: self.scratch.low.values.as_ptr().add(d * pitch + keys.start / 2).cast(),
                     x_stride: pitch,
-                    rows: dot.rows(vectors).min(columns - d),
+                    rows: dot.rows(V).min(columns - d),
                     panel: self.scratch.weights.as_ptr().cast(),
-                    vectors,
+                    vectors: V,
                     panels: 1,
                     panel_stride: 0,
                     out: to.add(d * width).cast(),
                     out_stride: width,
                 });
             }
-            if !fresh {
-                let sums = self.scratch.sums.as_mut_ptr();
-                for i in (0..columns * width).step_by(S::LANES) {
-                    let sum = s.add(s.load(sums.add(i)), s.load(to.add(i)));
+            let Some(factors) = before else { return };
+            let sums = self.scratch.sums.as_mut_ptr();
+            for d in 0..columns {
+                for (v, factor) in factors.iter().enumerate() {
+                    let i = (d * V + v) * S::LANES;
+                    let sum = s.fma(s.load(sums.add(i)), *factor, s.load(to.add(i)));
                     s.store(sums.add(i), sum);
                 }
             }

@@ -11,6 +11,7 @@
 use crate::counters::{Precision, Stem, count};
 use crate::dot::Dot;
 use crate::isa::Isa;
+use crate::memory::Numbers;
 use crate::rnn::StateRows;
 use crate::team::Worker;
 
@@ -91,13 +92,31 @@ pub struct Attention {
     pub query_scale: Option<Vec<f32>>,
 }
 
-/// Rows of queries, keys or values: row `(b, t)` starts `(b · T + t) · stride` floats after `at`.
+/// Rows of queries, keys or values: row `(b, t)` starts `(b · T + t) · stride` numbers after `at`.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
     /// First row.
     pub at: *const f32,
-    /// Floats between rows.
+    /// Numbers between rows.
     pub stride: usize,
+    /// How they are kept; halves only where [`Attention::takes_halves`].
+    pub numbers: Numbers,
+}
+
+impl View {
+    /// Rows of floats.
+    pub fn floats(at: *const f32, stride: usize) -> View {
+        View { at, stride, numbers: Numbers::Floats }
+    }
+
+    /// The first of row `row`'s numbers from `column` on.
+    ///
+    /// # Safety
+    /// The row and the column exist.
+    unsafe fn row(&self, row: usize, column: usize) -> *const f32 {
+        // SAFETY: the caller's.
+        unsafe { self.numbers.at(self.at, row * self.stride + column) }
+    }
 }
 
 /// Keys and values of earlier runs, and where this run's are put until it is committed.
@@ -138,6 +157,8 @@ pub struct Call<'a> {
     pub ring: Option<Ring>,
     /// `[batch, Tq, heads · head_v]`, or one head wide with `mean_heads`.
     pub y: *mut f32,
+    /// How it is kept; floats with `mean_heads`.
+    pub y_numbers: Numbers,
 }
 
 // SAFETY: pointers to memory that the workers of one run share by disjoint parts.
@@ -157,6 +178,12 @@ impl Attention {
     /// In which precision it multiplies.
     pub fn counted(&self) -> Precision {
         if self.dot().is_some() { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Whether it reads queries, keys and values that are kept as bf16: where it multiplies in bf16
+    /// and does nothing with them before.
+    pub fn takes_halves(&self) -> bool {
+        self.dot().is_some() && self.rope.is_none() && self.qk_norm.is_none()
     }
 
     /// Floats between gathered values.
@@ -192,6 +219,7 @@ impl Attention {
     /// The pointers of `call` reach what its fields say, `scratch` was made for its shape, all
     /// workers pass the same call, and nobody else touches its memory meanwhile.
     pub unsafe fn run(&self, call: &Call<'_>, worker: Worker<'_>, scratch: &mut AttentionScratch) {
+        assert!(call.y_numbers == Numbers::Floats || !self.mean_heads, "means are kept as floats");
         if worker.index() == 0 {
             count(Stem::Attention, self.isa, self.counted());
         }

@@ -7,6 +7,7 @@
 
 use super::{Attention, AttentionScratch, Bias, Call};
 use crate::dot::Dot;
+use crate::memory::Numbers;
 use crate::simd::{Kernel, Simd};
 use crate::vecmath;
 
@@ -64,9 +65,33 @@ impl Kernel for Unit<'_> {
 }
 
 /// What each lane of a panel has seen so far.
-struct Lanes<S: Simd, const V: usize> {
-    maximum: [S::V; V],
-    total: [S::V; V],
+pub(super) struct Lanes<S: Simd, const V: usize> {
+    pub(super) maximum: [S::V; V],
+    pub(super) total: [S::V; V],
+}
+
+impl<S: Simd, const V: usize> Lanes<S, V> {
+    /// Takes the maximum of a block of scores in, and gives the number to subtract from them: zero
+    /// without any finite score, because then exp(−∞) is 0.
+    ///
+    /// # Safety
+    /// `scores` holds the panel's scores of `keys` keys.
+    #[inline(always)]
+    pub(super) unsafe fn center(&mut self, s: S, scores: *const f32, keys: usize) -> [S::V; V] {
+        for j in 0..keys {
+            for (v, top) in self.maximum.iter_mut().enumerate() {
+                // A score that is NaN leaves the maximum, and reaches the total later.
+                // SAFETY: the caller's.
+                *top = s.max(unsafe { s.load(scores.add((j * V + v) * S::LANES)) }, *top);
+            }
+        }
+        let mut center = self.maximum;
+        for center in &mut center {
+            let none = s.less(*center, s.splat(f32::MIN));
+            *center = s.select(none, s.splat(0.0), *center);
+        }
+        center
+    }
 }
 
 impl Unit<'_> {
@@ -109,10 +134,14 @@ impl Unit<'_> {
                 }
                 self.add_bias(first..first + count, keys.clone(), width);
                 self.hide::<S, V>(s, first..first + count, keys.clone());
-                self.soften(s, keys.len(), &mut lanes, fresh, low.is_some());
                 match low {
-                    Some(dot) => self.weigh_low(s, dot, keys.clone(), V, fresh),
+                    Some(dot) => {
+                        let before = self.soften_low(s, keys.len(), &mut lanes);
+                        let before = (!fresh).then_some(before);
+                        self.weigh_low::<S, V>(s, dot, keys.clone(), before);
+                    }
                     None => {
+                        self.soften(s, keys.len(), &mut lanes, fresh);
                         for d in (0..pitch).step_by(M) {
                             self.weigh::<S, M, V>(s, d, keys.clone(), fresh);
                         }
@@ -229,7 +258,7 @@ impl Unit<'_> {
     }
 
     /// Turns the block's scores into weights relative to each lane's running maximum, and rescales
-    /// what was summed before. The weights of two keys become `pairs` of bf16 where asked.
+    /// what was summed before.
     #[inline(always)]
     unsafe fn soften<S: Simd, const V: usize>(
         &mut self,
@@ -237,25 +266,15 @@ impl Unit<'_> {
         keys: usize,
         lanes: &mut Lanes<S, V>,
         fresh: bool,
-        pairs: bool,
     ) {
         let weights = self.scratch.weights.as_mut_ptr();
-        let mut top = lanes.maximum;
+        let before = lanes.maximum;
         // SAFETY: the block holds `keys` scores of a panel, the sums their pitch.
         unsafe {
-            for j in 0..keys {
-                for (v, top) in top.iter_mut().enumerate() {
-                    // A score that is NaN leaves the maximum, and reaches the total below.
-                    *top = s.max(s.load(weights.add((j * V + v) * S::LANES)), *top);
-                }
-            }
-            let mut center = top;
-            for (v, center) in center.iter_mut().enumerate() {
-                // Without any finite score there is nothing to subtract: exp(−∞) is 0.
-                let none = s.less(*center, s.splat(f32::MIN));
-                *center = s.select(none, s.splat(0.0), *center);
+            let center = lanes.center(s, weights, keys);
+            for (v, center) in center.iter().enumerate() {
                 if !fresh {
-                    let factor = vecmath::exp(s, s.sub(lanes.maximum[v], *center));
+                    let factor = vecmath::exp(s, s.sub(before[v], *center));
                     lanes.total[v] = s.mul(lanes.total[v], factor);
                     let sums = self.scratch.sums.as_mut_ptr();
                     for d in 0..self.op.head_v {
@@ -264,29 +283,15 @@ impl Unit<'_> {
                     }
                 }
             }
-            for j in (0..keys).step_by(2) {
+            for j in 0..keys {
                 for (v, center) in center.iter().enumerate() {
                     let at = weights.add((j * V + v) * S::LANES);
-                    let even = vecmath::exp(s, s.sub(s.load(at), *center));
-                    lanes.total[v] = s.add(lanes.total[v], even);
-                    let mut odd = s.splat(0.0);
-                    if j + 1 < keys {
-                        odd = vecmath::exp(s, s.sub(s.load(at.add(V * S::LANES)), *center));
-                        lanes.total[v] = s.add(lanes.total[v], odd);
-                    }
-                    if pairs {
-                        // In place: a pair's row is not behind the rows that were read.
-                        s.store_pairs(weights.add((j / 2 * V + v) * S::LANES).cast(), even, odd);
-                        continue;
-                    }
-                    s.store(at, even);
-                    if j + 1 < keys {
-                        s.store(at.add(V * S::LANES), odd);
-                    }
+                    let weight = vecmath::exp(s, s.sub(s.load(at), *center));
+                    lanes.total[v] = s.add(lanes.total[v], weight);
+                    s.store(at, weight);
                 }
             }
         }
-        lanes.maximum = top;
     }
 
     /// Adds the block's values, weighted, to the sums of `M` columns from `d` on.
@@ -368,6 +373,11 @@ impl Unit<'_> {
                         if op.mean_heads { row * n } else { (row * op.heads + self.head) * n };
                     // SAFETY: the query's row is this unit's part of the output.
                     unsafe {
+                        if self.call.y_numbers == Numbers::Halves {
+                            let to = self.call.y.cast::<u16>().add(start + d);
+                            s.store_halves(to, *x, n - d);
+                            continue;
+                        }
                         let to = self.call.y.add(start + d);
                         let mut x = *x;
                         if later {

@@ -69,6 +69,7 @@ pub struct Dot {
     panels: fn(usize, usize) -> usize,
     tile: Multiply,
     convert: unsafe fn(*const f32, usize, *mut u32, usize) -> f32,
+    convert_halves: Option<unsafe fn(*const u16, usize, *mut u32, usize) -> f32>,
 }
 
 /// What runs a tile.
@@ -148,6 +149,41 @@ impl Dot {
         // SAFETY: the caller's; whoever has the table has the tier.
         unsafe { (self.convert)(x, k, to, words) }
     }
+
+    /// Whether it converts bf16, too.
+    pub fn takes_halves(&self) -> bool {
+        self.convert_halves.is_some()
+    }
+
+    /// [`Dot::convert`] of `k` bf16, as if they were widened first.
+    ///
+    /// # Panics
+    /// Unless [`Dot::takes_halves`].
+    ///
+    /// # Safety
+    /// As [`Dot::convert`], of bf16.
+    pub unsafe fn convert_halves(
+        &self,
+        x: *const u16,
+        k: usize,
+        to: *mut u32,
+        words: usize,
+    ) -> f32 {
+        let convert = self.convert_halves.expect("a table that takes halves");
+        // SAFETY: the caller's; whoever has the table has the tier.
+        unsafe { convert(x, k, to, words) }
+    }
+}
+
+/// [`Dot::convert_halves`] where words are pairs: they lie in memory as rows of bf16 do.
+unsafe fn pairs_of_halves(x: *const u16, k: usize, to: *mut u32, words: usize) -> f32 {
+    let to = to.cast::<u16>();
+    // SAFETY: the caller grants `k` bf16 and `words` words, which hold `k` terms.
+    unsafe {
+        std::ptr::copy_nonoverlapping(x, to, k);
+        std::ptr::write_bytes(to.add(k), 0, 2 * words - k);
+    }
+    1.0
 }
 
 /// Rounds to bf16, ties to even; NaN stays NaN.

@@ -12,6 +12,7 @@ pub(super) fn int8() -> &'static Dot {
         panels: |_, _| 1,
         tile: Multiply::Vectors(byte_tile),
         convert: bytes_of_row,
+        convert_halves: None,
     };
     &DOT
 }

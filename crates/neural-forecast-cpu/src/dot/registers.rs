@@ -102,7 +102,7 @@ pub(super) fn amx(token: Amx, precision: Precision) -> &'static Dot {
 #[cfg(target_arch = "x86_64")]
 fn with(registers: Registers, precision: Precision, vectors: &Dot) -> Dot {
     let tile = Multiply::Tiles(Multiplier { registers, precision });
-    Dot { rows: [usize::MAX; 4], panels: panels_at_once, tile, convert: vectors.convert }
+    Dot { rows: [usize::MAX; 4], panels: panels_at_once, tile, ..*vectors }
 }
 
 /// A table on emulated registers that converts as `vectors` does.

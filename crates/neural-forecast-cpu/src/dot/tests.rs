@@ -290,3 +290,37 @@ fn rows_of_bytes_know_zero_and_what_is_not_finite() {
         }
     }
 }
+
+#[test]
+fn bf16_are_converted_as_if_they_were_widened_first() {
+    let mut random = Random::new("dot halves");
+    for precision in [Precision::Bf16, Precision::Int8] {
+        for (isa, dot) in tables(precision).into_iter().filter(|(_, dot)| dot.takes_halves()) {
+            for k in [0, 1, 2, 15, 16, 17, 31, 33, 64, 65, 131, 768] {
+                for special in [None, Some(f32::NAN), Some(f32::INFINITY), Some(0.0)] {
+                    let mut halves: Vec<u16> =
+                        random.floats(k).iter().map(|x| bf16_bits(x * 9.0) as u16).collect();
+                    match special {
+                        Some(0.0) => halves.fill(0),
+                        Some(x) if k > 0 => halves[k / 2] = bf16_bits(x) as u16,
+                        _ => {}
+                    }
+                    let floats: Vec<f32> =
+                        halves.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect();
+                    let terms = if precision == Precision::Bf16 { 2 } else { 4 };
+                    let words = k.div_ceil(terms).next_multiple_of(WORDS_MULTIPLE);
+                    let (mut found, mut expected) = (vec![!0u32; words], vec![!0u32; words]);
+                    // SAFETY: both outputs hold the words.
+                    let scales = unsafe {
+                        let scale =
+                            dot.convert_halves(halves.as_ptr(), k, found.as_mut_ptr(), words);
+                        [scale, dot.convert(floats.as_ptr(), k, expected.as_mut_ptr(), words)]
+                    };
+                    let name = format!("{} {k} {special:?}", isa.name());
+                    assert_eq!(scales[0].to_bits(), scales[1].to_bits(), "{name}");
+                    assert_eq!(found, expected, "{name}");
+                }
+            }
+        }
+    }
+}

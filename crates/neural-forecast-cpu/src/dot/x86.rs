@@ -24,6 +24,7 @@ pub(super) fn bf16(_: Avx512Bf16) -> &'static Dot {
         panels: panels_512,
         tile: Multiply::Vectors(pair_tile),
         convert: pairs_of_row,
+        convert_halves: Some(super::pairs_of_halves),
     };
     &DOT
 }
@@ -35,6 +36,7 @@ pub(super) fn int8_vnni(_: Avx512Vnni) -> &'static Dot {
         panels: panels_512,
         tile: Multiply::Vectors(byte_tile_vnni),
         convert: bytes_of_row_512,
+        convert_halves: Some(bytes_of_halves_512),
     };
     &DOT
 }
@@ -46,6 +48,7 @@ pub(super) fn int8_avx512(_: Avx512) -> &'static Dot {
         panels: |_, _| 1,
         tile: Multiply::Vectors(byte_tile_512),
         convert: bytes_of_row_512,
+        convert_halves: Some(bytes_of_halves_512),
     };
     &DOT
 }
@@ -57,6 +60,7 @@ pub(super) fn int8_avx2(_: Avx2) -> &'static Dot {
         panels: |_, _| 1,
         tile: Multiply::Vectors(byte_tile_256),
         convert: bytes_of_row_256,
+        convert_halves: None,
     };
     &DOT
 }
@@ -163,27 +167,28 @@ unit! { Bytes256, 8, __m256i, (__m256i, __m256i), (__m256i, __m256i);
     store(to, sum) _mm256_storeu_si256(to.cast(), sum);
 }
 
-tiles! {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pair_tile = Pairs;
-    1: 1 2 3 4 5 6 7 8 9 10 11 12;
-    2: 1 2 3 4 5 6 7 8 9 10 11 12;
-    3: 1 2 3 4 5 6 7 8;
-    4: 1 2 3 4 5 6;
-    (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
-    (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
+/// Tiles of an instruction that adds a whole vector of products at once: as many accumulators as 32
+/// registers hold beside weights and terms.
+macro_rules! tiles_of_one_instruction {
+    ($features:literal, $name:ident = $unit:ty) => {
+        tiles! {
+            #[target_feature(enable = $features)]
+            $name = $unit;
+            1: 1 2 3 4 5 6 7 8 9 10 11 12;
+            2: 1 2 3 4 5 6 7 8 9 10 11 12;
+            3: 1 2 3 4 5 6 7 8;
+            4: 1 2 3 4 5 6;
+            (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
+            (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
+        }
+    };
 }
 
-tiles! {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    byte_tile_vnni = BytesVnni;
-    1: 1 2 3 4 5 6 7 8 9 10 11 12;
-    2: 1 2 3 4 5 6 7 8 9 10 11 12;
-    3: 1 2 3 4 5 6 7 8;
-    4: 1 2 3 4 5 6;
-    (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
-    (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
-}
+tiles_of_one_instruction!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", pair_tile = Pairs);
+tiles_of_one_instruction!(
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+    byte_tile_vnni = BytesVnni
+);
 
 tiles! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
@@ -236,30 +241,50 @@ unsafe fn pairs_of_row(x: *const f32, k: usize, to: *mut u32, words: usize) -> f
     1.0
 }
 
+/// Sixteen bf16 from `t` on widened to floats, zero from term `k` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn halves_512(x: *const u16, k: usize, t: usize) -> __m512 {
+    // SAFETY: only terms below `k` are read, which the caller grants.
+    unsafe {
+        let mask = lane_mask(k.saturating_sub(t));
+        let halves = _mm256_maskz_loadu_epi16(mask, x.wrapping_add(t).cast());
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+    }
+}
+
 /// [`Dot::convert`] of bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn bytes_of_row_512(x: *const f32, k: usize, to: *mut u32, words: usize) -> f32 {
-    let whole = k / 16 * 16;
-    // SAFETY: terms below `k` are read, and `4 · words` of the caller's bytes written.
+    // SAFETY: the caller's.
+    unsafe { bytes_512(k, to, words, |t| terms_512(x, k, t)) }
+}
+
+/// [`Dot::convert_halves`] of bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn bytes_of_halves_512(x: *const u16, k: usize, to: *mut u32, words: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe { bytes_512(k, to, words, |t| halves_512(x, k, t)) }
+}
+
+/// Bytes of `k` numbers, of which `terms` gives sixteen from one on, zeros after the last.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn bytes_512(k: usize, to: *mut u32, words: usize, terms: impl Fn(usize) -> __m512) -> f32 {
+    // SAFETY: `4 · words` of the caller's bytes are written.
     unsafe {
         // Magnitudes compare as their bits, NaN above all.
         let bits = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff));
-        let mut most = bits(terms_512(x, k, whole));
-        for t in (0..whole).step_by(16) {
-            most = _mm512_max_epi32(most, bits(_mm512_loadu_ps(x.add(t))));
+        let mut most = _mm512_setzero_si512();
+        for t in (0..k).step_by(16) {
+            most = _mm512_max_epi32(most, bits(terms(t)));
         }
         let (down, up) = byte_scales(_mm512_reduce_max_epi32(most) as u32);
         let down = _mm512_set1_ps(down);
-        let store = |t: usize, x| {
-            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, down)));
+        for t in (0..4 * words).step_by(16) {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(terms(t), down)));
             let bytes = _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN));
             _mm_storeu_si128(to.cast::<u8>().add(t).cast(), bytes);
-        };
-        for t in (0..whole).step_by(16) {
-            store(t, _mm512_loadu_ps(x.add(t)));
-        }
-        for t in (whole..4 * words).step_by(16) {
-            store(t, terms_512(x, k, t));
         }
         up
     }

@@ -8,6 +8,7 @@
 use super::product::{PASS_ROWS, Product, Scratch};
 use super::{Finish, Packed};
 use crate::dot::{Args, Dot, WORDS_MULTIPLE};
+use crate::memory::Numbers;
 use crate::simd::{Kernel, Simd};
 use crate::tile;
 use std::ops::Range;
@@ -15,6 +16,8 @@ use std::ops::Range;
 /// A product with what multiplies it.
 pub(super) struct Low<'a, 's, F> {
     pub(super) product: Product<'a, F>,
+    /// How its input is kept.
+    pub(super) numbers: Numbers,
     pub(super) dot: &'static Dot,
     pub(super) scratch: &'s mut Scratch,
 }
@@ -69,8 +72,12 @@ impl<F: Finish> Low<'_, '_, F> {
         for (i, r) in rows.enumerate() {
             // SAFETY: the row exists, and the scratch holds a pass of converted rows.
             let scale = unsafe {
-                let x = self.product.x.add(self.product.x_map.offset(r));
-                self.dot.convert(x, k, to.add(i * shape.stride), shape.padded)
+                let x = self.numbers.at(self.product.x, self.product.x_map.offset(r));
+                let to = to.add(i * shape.stride);
+                match self.numbers {
+                    Numbers::Floats => self.dot.convert(x, k, to, shape.padded),
+                    Numbers::Halves => self.dot.convert_halves(x.cast(), k, to, shape.padded),
+                }
             };
             self.scratch.scales.as_mut_slice()[i] = scale;
         }
@@ -116,6 +123,10 @@ impl<F: Finish> Low<'_, '_, F> {
         let (width, sums) = (w.width(), self.scratch.tile.as_mut_ptr());
         let out_stride = width * panels.len();
         debug_assert!(tile.len() * out_stride <= self.scratch.tile.len());
+        let rows = first + tile.start..first + tile.end;
+        for p in panels.clone() {
+            finish.expect(p, rows.clone());
+        }
         // SAFETY: rows, panels and word rows exist; the tile buffer holds the sums.
         unsafe {
             let x = self.scratch.copied.as_ptr().cast::<u32>();
@@ -132,18 +143,34 @@ impl<F: Finish> Low<'_, '_, F> {
                 out_stride,
             });
             for (i, p) in panels.enumerate() {
-                for (m, r) in tile.clone().enumerate() {
-                    let sums = sums.add(m * out_stride + i * width);
-                    if let Some((scales, offsets)) = w.panel_bytes(p) {
-                        let scale = s.splat(self.scratch.scales.as_slice()[r]);
-                        for v in 0..w.vectors {
-                            let at = v * S::LANES;
-                            let sum = s.load_difference(sums.add(at).cast(), offsets.add(at));
-                            let scale = s.mul(scale, s.load(scales.add(at)));
-                            s.store(sums.add(at), s.mul(sum, scale));
-                        }
-                    }
-                    finish.row(s, p, first + r, sums);
+                let sums = sums.add(i * width);
+                self.scale(s, p, tile.clone(), sums, out_stride);
+                finish.rows(s, p, rows.clone(), sums, out_stride);
+            }
+        }
+    }
+
+    /// Sums of bytes in panel `p` become floats.
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(
+        &mut self,
+        s: S,
+        p: usize,
+        tile: Range<usize>,
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        let w = self.product.weights;
+        let Some((scales, offsets)) = w.panel_bytes(p) else { return };
+        for v in 0..w.vectors {
+            let at = v * S::LANES;
+            // SAFETY: scales, offsets and each row's sums hold the panel's width.
+            unsafe {
+                let by_column = s.load(scales.add(at));
+                for (m, by_row) in self.scratch.scales.as_slice()[tile.clone()].iter().enumerate() {
+                    let sums = sums.add(m * stride + at);
+                    let sum = s.load_difference(sums.cast(), offsets.add(at));
+                    s.store(sums, s.mul(sum, s.mul(s.splat(*by_row), by_column)));
                 }
             }
         }

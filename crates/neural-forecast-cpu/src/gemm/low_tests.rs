@@ -1,17 +1,15 @@
-//! Products in lower arithmetic against the same rounded numbers multiplied exactly.
+//! Products in lower arithmetic against the same rounded numbers multiplied exactly. What holds in
+//! every precision is tested beside, in `tests`.
 
-use super::tests::{SIZES, close, product};
+use super::tests::{SIZES, product, tiers};
 use super::*;
 use crate::counters::Precision;
 use crate::dot::{Dot, TERMS_MAX, bf16_bits};
 use crate::random::Random;
 
-const LOW: [Precision; 2] = [Precision::Bf16, Precision::Int8];
-
 /// Pairs of tier and precision whose inputs are converted.
-fn tiers() -> Vec<(Isa, Precision)> {
-    let pairs = Isa::available().into_iter().flat_map(|isa| LOW.map(|p| (isa, p)));
-    pairs.filter(|&(isa, p)| Dot::of(isa, p).is_some()).collect()
+fn converting() -> impl Iterator<Item = (Isa, Precision)> {
+    tiers().into_iter().filter(|&(isa, precision)| Dot::of(isa, precision).is_some())
 }
 
 /// Bytes and their scale, from the definition: the largest magnitude becomes 127.
@@ -77,7 +75,7 @@ fn pairs_are_multiplied_after_rounding_both_sides() {
     let round = |v: &[f32]| -> Vec<f64> {
         v.iter().map(|v| f64::from(f32::from_bits(bf16_bits(*v) << 16))).collect()
     };
-    for (isa, _) in tiers().into_iter().filter(|(_, p)| *p == Precision::Bf16) {
+    for (isa, _) in converting().filter(|(_, p)| *p == Precision::Bf16) {
         for (rows, n, k) in SIZES {
             let (x, w, b) = (random.floats(rows * k), random.floats(n * k), random.floats(n));
             let packed = Packed::new(isa, Precision::Bf16, &w, (n, k), 1, Some(&b));
@@ -97,26 +95,9 @@ fn pairs_are_multiplied_after_rounding_both_sides() {
 }
 
 #[test]
-fn bits_do_not_depend_on_batch_or_workers() {
-    let mut random = Random::new("low batch");
-    for (isa, precision) in tiers() {
-        for (rows, n, k) in [(29, 70, 1000), (600, 33, 129), (6, 200, 50)] {
-            let (x, w) = (random.floats(rows * k), random.floats(n * k));
-            let packed = Packed::new(isa, precision, &w, (n, k), 1, None);
-            let all = product(isa, 1, &packed, &x, rows);
-            assert_eq!(all, product(isa, 3, &packed, &x, rows));
-            for r in 0..rows {
-                let one = product(isa, 1, &packed, &x[r * k..(r + 1) * k], 1);
-                assert_eq!(one, all[r * n..(r + 1) * n], "row {r} on {}", isa.name());
-            }
-        }
-    }
-}
-
-#[test]
 fn a_bad_row_spoils_itself_and_a_zero_row_is_the_bias() {
     let mut random = Random::new("low rows");
-    for (isa, precision) in tiers() {
+    for (isa, precision) in converting() {
         for rows in [3, 14] {
             let (n, k) = (40, 37);
             let (mut x, w, b) = (random.floats(rows * k), random.floats(n * k), random.floats(n));
@@ -131,67 +112,6 @@ fn a_bad_row_spoils_itself_and_a_zero_row_is_the_bias() {
                 assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{}", isa.name());
                 assert!(y[..n] == good[..n] && y[2 * n..] == good[2 * n..], "{}", isa.name());
             }
-        }
-    }
-}
-
-#[test]
-fn epilogues_follow_the_plain_product() {
-    let mut random = Random::new("low epilogue");
-    for (isa, precision) in tiers() {
-        for (rows, n, k) in [(1, 10, 6), (3, 64, 33), (14, 50, 400), (40, 37, 1000)] {
-            let (x, w, b) =
-                (random.floats(rows * k), random.floats(2 * n * k), random.floats(2 * n));
-            let r = random.floats(rows * n);
-            let plain = Packed::new(isa, precision, &w, (2 * n, k), 1, Some(&b));
-            let sums = product(isa, 1, &plain, &x, rows);
-            let packed = Packed::new(isa, precision, &w, (2 * n, k), 2, Some(&b));
-            let mut y = vec![f32::NAN; rows * n];
-            let gemm = Gemm {
-                y_map: RowMap::dense(n),
-                activation: Activation::Relu,
-                gate: Some(Activation::Sigmoid),
-                residual: Some((r.as_ptr(), RowMap::dense(n))),
-                ..Gemm::new(x.as_ptr(), rows, &packed, y.as_mut_ptr())
-            };
-            // SAFETY: all arrays have the product's shape.
-            unsafe { gemm.run(isa, Worker::alone(), &mut Scratch::new()) }
-            let end = |i: usize| {
-                let at = i / n * 2 * n + i % n;
-                let (a, g) = (f64::from(sums[at]), f64::from(sums[at + n]));
-                a.max(0.0) / (1.0 + (-g).exp()) + f64::from(r[i])
-            };
-            let expected: Vec<f64> = (0..rows * n).map(end).collect();
-            close(&y, &expected, 1, &format!("{} {rows}x{n}x{k}", isa.name()));
-        }
-    }
-}
-
-#[test]
-fn rows_may_be_steps_of_sequences_and_unaligned() {
-    let mut random = Random::new("low strides");
-    for (isa, precision) in tiers() {
-        let (batch, steps, k, n) = (5, 7, 11, 40);
-        let (x, w) = (random.floats(batch * steps * k), random.floats(n * k));
-        let packed = Packed::new(isa, precision, &w, (n, k), 1, None);
-        let all = product(isa, 1, &packed, &x, batch * steps);
-        let (from, len) = (2, 3);
-        let mut y = vec![f32::NAN; batch * steps * n];
-        let gemm = Gemm {
-            x_map: RowMap::sequences(len, k, steps * k),
-            y_map: RowMap::sequences(len, n, steps * n),
-            // SAFETY: step `from` exists in input and output.
-            ..unsafe {
-                let y = y.as_mut_ptr().add(from * n);
-                Gemm::new(x.as_ptr().add(from * k), batch * len, &packed, y)
-            }
-        };
-        // SAFETY: both maps stay inside their arrays.
-        unsafe { gemm.run(isa, Worker::alone(), &mut Scratch::new()) }
-        for (i, (&y, &e)) in y.iter().zip(&all).enumerate() {
-            let step = i / n % steps;
-            let inside = (from..from + len).contains(&step);
-            assert!(if inside { y == e } else { y.is_nan() }, "{} step {step}", isa.name());
         }
     }
 }

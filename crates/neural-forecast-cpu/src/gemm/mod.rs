@@ -26,7 +26,7 @@ pub use product::{Arrival, Product, Scratch};
 
 use crate::counters::{Stem, count};
 use crate::isa::Isa;
-use crate::memory::RowMap;
+use crate::memory::{Numbers, RowMap};
 use crate::simd::Simd;
 use crate::team::Worker;
 use crate::tile::ROWS_DIRECT;
@@ -39,6 +39,8 @@ pub struct Gemm<'a> {
     pub x: *const f32,
     /// Where its rows are.
     pub x_map: RowMap,
+    /// How it is kept; halves only where [`Packed::takes_halves`].
+    pub x_numbers: Numbers,
     /// Number of rows.
     pub rows: usize,
     /// Weights.
@@ -47,6 +49,8 @@ pub struct Gemm<'a> {
     pub y: *mut f32,
     /// Where its rows are.
     pub y_map: RowMap,
+    /// How it is kept; halves only where [`Packed::gives_halves`].
+    pub y_numbers: Numbers,
     /// Whether to write the columns in panel order with their padding.
     pub padded: bool,
     /// Applied to the product and its bias.
@@ -63,10 +67,12 @@ impl<'a> Gemm<'a> {
         Gemm {
             x,
             x_map: RowMap::dense(weights.k),
+            x_numbers: Numbers::Floats,
             rows,
             weights,
             y,
             y_map: RowMap::dense(weights.n),
+            y_numbers: Numbers::Floats,
             padded: false,
             activation: Activation::Identity,
             gate: None,
@@ -127,6 +133,9 @@ impl<'a> Gemm<'a> {
         }
         assert_eq!(self.weights.lanes, isa.lanes(), "weights were packed for another tier");
         assert!(self.gate.is_none() || self.weights.groups == 2, "a gate needs two groups");
+        let (takes, gives) = (self.weights.takes_halves(), self.weights.gives_halves());
+        assert!(self.x_numbers == Numbers::Floats || takes, "these weights take floats only");
+        assert!(self.y_numbers == Numbers::Floats || gives, "these weights give floats only");
         let product = Product {
             x: self.x,
             x_map: self.x_map,
@@ -138,7 +147,7 @@ impl<'a> Gemm<'a> {
             finish: *self,
         };
         // SAFETY: the caller's.
-        unsafe { product.run(isa, scratch) }
+        unsafe { product.run_from(self.x_numbers, isa, scratch) }
     }
 
     /// Columns of panel `p` that the output has.

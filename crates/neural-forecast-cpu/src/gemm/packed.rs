@@ -205,6 +205,16 @@ impl Packed {
         self.precision != Precision::F32 && self.dot.is_none()
     }
 
+    /// Whether its products read inputs that are kept as bf16.
+    pub fn takes_halves(&self) -> bool {
+        self.dot.is_some_and(Dot::takes_halves)
+    }
+
+    /// Whether its products can keep their results as bf16: those that sum all terms in one go.
+    pub fn gives_halves(&self) -> bool {
+        self.dot.is_some()
+    }
+
     /// How weights are kept.
     pub fn precision(&self) -> Precision {
         self.precision

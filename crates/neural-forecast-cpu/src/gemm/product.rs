@@ -8,7 +8,7 @@ use super::{Finish, Packed};
 use crate::counters::Precision;
 use crate::dot::registers::SUMS_AT_ONCE;
 use crate::isa::Isa;
-use crate::memory::{Buffer, RowMap};
+use crate::memory::{Buffer, Numbers, RowMap};
 use crate::simd::{Kernel, Simd};
 use crate::tile::{self, Args, Half, K_BLOCK, ROW_STRIDE, ROWS_DIRECT, ROWS_MAX, Single};
 use std::ops::Range;
@@ -93,11 +93,20 @@ pub struct Product<'a, F> {
 }
 
 impl<F: Finish> Product<'_, F> {
-    /// Runs it on the calling thread.
+    /// Runs it on the calling thread, over floats.
     ///
     /// # Safety
     /// `x` reaches what its map says, rows and panels exist, and `finish` may write what it writes.
     pub unsafe fn run(self, isa: Isa, scratch: &mut Scratch) {
+        // SAFETY: the caller's.
+        unsafe { self.run_from(Numbers::Floats, isa, scratch) }
+    }
+
+    /// Runs it on the calling thread, over an input kept as said; its map counts those numbers.
+    ///
+    /// # Safety
+    /// As [`Product::run`]; halves only where [`Packed::takes_halves`].
+    pub unsafe fn run_from(self, numbers: Numbers, isa: Isa, scratch: &mut Scratch) {
         debug_assert_eq!(self.weights.lanes, isa.lanes(), "weights were packed for another tier");
         if let Some(Arrival { wait, .. }) = self.arrival
             && !(self.weights.dot.is_none() && self.rows.len() <= ROWS_DIRECT)
@@ -106,7 +115,7 @@ impl<F: Finish> Product<'_, F> {
             wait();
         }
         match self.weights.dot {
-            Some(dot) => isa.run(Low { product: self, dot, scratch }),
+            Some(dot) => isa.run(Low { product: self, numbers, dot, scratch }),
             None => isa.run(Part { product: self, scratch }),
         }
     }

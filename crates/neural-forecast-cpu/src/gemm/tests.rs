@@ -1,4 +1,5 @@
-//! Products in f32 arithmetic against sums in `f64` that share no code with them.
+//! Products in f32 arithmetic against sums in `f64` that share no code with them; and what holds in
+//! every precision: bits, epilogues, strides, values kept as bf16.
 
 use super::*;
 use crate::counters::Precision;
@@ -42,6 +43,12 @@ pub(super) fn product(isa: Isa, workers: usize, w: &Packed, x: &[f32], rows: usi
     })
     .unwrap();
     y
+}
+
+/// All tiers in all precisions.
+pub(super) fn tiers() -> Vec<(Isa, Precision)> {
+    let all = [Precision::F32, Precision::Bf16, Precision::Int8];
+    Isa::available().into_iter().flat_map(|isa| all.map(|precision| (isa, precision))).collect()
 }
 
 pub(super) const SIZES: [(usize, usize, usize); 22] = [
@@ -105,12 +112,14 @@ fn widened_bf16_weights_are_rounded_weights() {
 #[test]
 fn bits_do_not_depend_on_batch_or_workers() {
     let mut random = Random::new("gemm batch");
-    for isa in Isa::available() {
-        for (rows, n, k) in [(29, 70, 1000), (300, 33, 129), (6, 200, 50)] {
+    for (isa, precision) in tiers() {
+        for (rows, n, k) in [(29, 70, 1000), (600, 33, 129), (6, 200, 50)] {
             let (x, w) = (random.floats(rows * k), random.floats(n * k));
-            let packed = Packed::new(isa, Precision::F32, &w, (n, k), 1, None);
+            let packed = Packed::new(isa, precision, &w, (n, k), 1, None);
             let all = product(isa, 1, &packed, &x, rows);
-            assert_eq!(all, product(isa, 2, &packed, &x, rows));
+            for workers in [2, 3] {
+                assert_eq!(all, product(isa, workers, &packed, &x, rows));
+            }
             for r in 0..rows {
                 let one = product(isa, 1, &packed, &x[r * k..(r + 1) * k], 1);
                 assert_eq!(one, all[r * n..(r + 1) * n], "row {r} on {}", isa.name());
@@ -119,47 +128,82 @@ fn bits_do_not_depend_on_batch_or_workers() {
     }
 }
 
+/// Ends of products: function, gate, whether there is a residual.
+const ENDS: [(Activation, Option<Activation>, bool); 7] = [
+    (Activation::Identity, None, false),
+    (Activation::Identity, None, true),
+    (Activation::Gelu, None, false),
+    (Activation::GeluClose, None, true),
+    (Activation::Relu, None, true),
+    (Activation::Elu { alpha: 1.0, scale: 1.0 }, Some(Activation::Sigmoid), true),
+    (Activation::Relu, Some(Activation::Sigmoid), false),
+];
+
+mod libm {
+    unsafe extern "C" {
+        pub(super) safe fn erf(x: f64) -> f64;
+    }
+}
+
+/// The function of an activation in [`ENDS`].
+fn function(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu => x.max(0.0),
+        Activation::Gelu | Activation::GeluClose => {
+            0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
+        }
+        Activation::Elu { .. } => x.max(x.exp_m1().min(0.0)),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        other => unreachable!("{other:?} is not in the list"),
+    }
+}
+
 #[test]
-fn epilogues_follow_their_definition() {
+fn epilogues_follow_the_plain_product() {
     let mut random = Random::new("gemm epilogue");
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    for isa in Isa::available() {
+    for (isa, precision) in tiers() {
         for (rows, n, k) in [(1, 10, 6), (3, 64, 33), (14, 50, 400), (40, 37, 1000)] {
-            let (x, w, b) =
-                (random.floats(rows * k), random.floats(2 * n * k), random.floats(2 * n));
-            let r = random.floats(rows * n);
-            let sums = reference(&x, &w, &b, 2 * n, k);
-            let packed = Packed::new(isa, Precision::F32, &w, (2 * n, k), 2, Some(&b));
-            let mut y = vec![f32::NAN; rows * n];
-            let gemm = Gemm {
-                y_map: RowMap::dense(n),
-                activation: Activation::Elu { alpha: 1.0, scale: 1.0 },
-                gate: Some(Activation::Sigmoid),
-                residual: Some((r.as_ptr(), RowMap::dense(n))),
-                ..Gemm::new(x.as_ptr(), rows, &packed, y.as_mut_ptr())
-            };
-            // SAFETY: all arrays have the product's shape.
-            unsafe { gemm.run(isa, Worker::alone(), &mut Scratch::new()) }
-            let expected: Vec<f64> = (0..rows * n)
-                .map(|i| {
-                    let at = i / n * 2 * n + i % n;
-                    let a = sums[at];
-                    let elu = if a < 0.0 { a.exp_m1() } else { a };
-                    elu * sigmoid(sums[at + n]) + f64::from(r[i])
-                })
-                .collect();
-            close(&y, &expected, k, &format!("{} {rows}x{n}x{k}", isa.name()));
+            for (activation, gate, added) in ENDS {
+                let groups = if gate.is_some() { 2 } else { 1 };
+                let (x, w) = (random.floats(rows * k), random.floats(groups * n * k));
+                let (b, r) = (random.floats(groups * n), random.floats(rows * n));
+                let plain = Packed::new(isa, precision, &w, (groups * n, k), 1, Some(&b));
+                let sums = product(isa, 1, &plain, &x, rows);
+                let packed = Packed::new(isa, precision, &w, (groups * n, k), groups, Some(&b));
+                let mut y = vec![f32::NAN; rows * n];
+                let gemm = Gemm {
+                    y_map: RowMap::dense(n),
+                    activation,
+                    gate,
+                    residual: added.then_some((r.as_ptr(), RowMap::dense(n))),
+                    ..Gemm::new(x.as_ptr(), rows, &packed, y.as_mut_ptr())
+                };
+                // SAFETY: all arrays have the product's shape.
+                unsafe { gemm.run(isa, Worker::alone(), &mut Scratch::new()) }
+                let end = |i: usize| {
+                    let at = i / n * groups * n + i % n;
+                    let value = function(activation, f64::from(sums[at]));
+                    let factor = gate.map_or(1.0, |gate| function(gate, f64::from(sums[at + n])));
+                    value * factor + if added { f64::from(r[i]) } else { 0.0 }
+                };
+                let expected: Vec<f64> = (0..rows * n).map(end).collect();
+                let what = format!("{} {rows}x{n}x{k} {activation:?} {gate:?}", isa.name());
+                // `close` scales its bound with the root of the terms: that of 2⁻¹⁷.
+                let terms = if activation == Activation::GeluClose { 4 } else { 1 };
+                close(&y, &expected, terms, &what);
+            }
         }
     }
 }
 
 #[test]
-fn rows_may_be_steps_of_sequences() {
+fn rows_may_be_steps_of_sequences_and_unaligned() {
     let mut random = Random::new("gemm rows");
-    for isa in Isa::available() {
-        let (batch, steps, k, n) = (5, 7, 10, 40);
+    for (isa, precision) in tiers() {
+        let (batch, steps, k, n) = (5, 7, 11, 40);
         let (x, w) = (random.floats(batch * steps * k), random.floats(n * k));
-        let packed = Packed::new(isa, Precision::F32, &w, (n, k), 1, None);
+        let packed = Packed::new(isa, precision, &w, (n, k), 1, None);
         let all = product(isa, 1, &packed, &x, batch * steps);
         let (from, len) = (2, 3);
         let mut y = vec![f32::NAN; batch * steps * n];
@@ -177,7 +221,58 @@ fn rows_may_be_steps_of_sequences() {
         for (i, (&y, &e)) in y.iter().zip(&all).enumerate() {
             let step = i / n % steps;
             let inside = (from..from + len).contains(&step);
-            assert!(if inside { y == e } else { y.is_nan() }, "step {step}");
+            assert!(if inside { y == e } else { y.is_nan() }, "{} step {step}", isa.name());
         }
     }
+}
+
+#[test]
+fn values_kept_as_bf16_are_the_floats_rounded() {
+    let mut random = Random::new("gemm halves");
+    let mut able = 0;
+    for (isa, precision) in tiers() {
+        for (rows, n, k) in [(1, 10, 6), (3, 64, 33), (14, 51, 400), (40, 37, 1000), (300, 96, 65)]
+        {
+            for (activation, gate, added) in ENDS {
+                let groups = if gate.is_some() { 2 } else { 1 };
+                let (mut x, w) = (random.floats(rows * k), random.floats(groups * n * k));
+                let (b, r) = (random.floats(groups * n), random.floats(rows * n));
+                let packed = Packed::new(isa, precision, &w, (groups * n, k), groups, Some(&b));
+                if !packed.takes_halves() || !packed.gives_halves() {
+                    continue;
+                }
+                able += 1;
+                let halves: Vec<u16> = x.iter().map(|&x| bf16_bits(x) as u16).collect();
+                for (x, &half) in x.iter_mut().zip(&halves) {
+                    *x = f32::from_bits(u32::from(half) << 16);
+                }
+                let mut floats = vec![f32::NAN; rows * n];
+                let mut found = vec![0xffff_u16; rows * n + 1];
+                let from_floats = Gemm {
+                    y_map: RowMap::dense(n),
+                    activation,
+                    gate,
+                    residual: added.then_some((r.as_ptr(), RowMap::dense(n))),
+                    ..Gemm::new(x.as_ptr(), rows, &packed, floats.as_mut_ptr())
+                };
+                let from_halves = Gemm {
+                    x: halves.as_ptr().cast(),
+                    x_numbers: Numbers::Halves,
+                    y: found.as_mut_ptr().cast(),
+                    y_numbers: Numbers::Halves,
+                    ..from_floats
+                };
+                for gemm in [from_floats, from_halves] {
+                    // SAFETY: all arrays have the product's shape.
+                    unsafe { gemm.run(isa, Worker::alone(), &mut Scratch::new()) }
+                }
+                let expected = floats.iter().map(|&y| bf16_bits(y) as u16);
+                let (tier, after) = (isa.name(), found.pop());
+                assert!(expected.eq(found), "{tier} {rows}x{n}x{k} {activation:?} {gate:?}");
+                assert_eq!(after, Some(0xffff), "{tier}: written beyond the output");
+            }
+        }
+    }
+    let some = Isa::available().into_iter().any(|isa| Dot::of(isa, Precision::Bf16).is_some());
+    assert!(able > 0 || !some, "no product took bf16");
 }

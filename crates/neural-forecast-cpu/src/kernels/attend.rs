@@ -16,11 +16,12 @@ impl Loaded {
     ) {
         // SAFETY: columns are inside their values; the room was made for this op.
         unsafe {
-            let view = |columns: &ops::Columns| attention::View {
-                at: c.at(columns.value).add(columns.start),
-                stride: c.shape(columns.value)[2],
+            let view = |columns: &ops::Columns| {
+                let numbers = self.numbers(columns.value);
+                let at = numbers.at(c.at(columns.value), columns.start);
+                attention::View { at, stride: c.shape(columns.value)[2], numbers }
             };
-            let mut queries = [attention::View { at: std::ptr::null(), stride: 0 }; DEPTH_MAX];
+            let mut queries = [attention::View::floats(std::ptr::null(), 0); DEPTH_MAX];
             let mut keys = queries;
             for (i, (q, k)) in op.queries.iter().zip(&op.keys).enumerate() {
                 (queries[i], keys[i]) = (view(q), view(k));
@@ -45,6 +46,7 @@ impl Loaded {
                 groups: op.groups.map(|groups| c.at(groups).cast_const().cast()),
                 ring,
                 y: c.at(self.out(0)),
+                y_numbers: self.numbers(self.out(0)),
             };
             if let Some(all) = &room.attention {
                 kernel.run(&call, worker, all.get(worker.index()));

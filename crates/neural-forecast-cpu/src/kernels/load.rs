@@ -47,11 +47,13 @@ impl<'a> Packer<'a> {
 
     pub(crate) fn load(&mut self, step: &Step) -> Result<Loaded, DeviceError> {
         let kernel = match &step.op {
-            Op::Linear(op) => Kernel::Linear {
-                packed: self.linear(op)?,
-                norm: op.prologue.as_ref().map(|norm| self.norm(norm)).transpose()?,
-                activation: activation(op.activation),
-            },
+            Op::Linear(op) => {
+                let packed = self.linear(op)?;
+                let norm = op.prologue.as_ref().map(|norm| self.norm(norm)).transpose()?;
+                let asked = activation(op.activation);
+                let activation = packed.iter().fold(asked, |f, packed| f.after(packed));
+                Kernel::Linear { packed, norm, activation }
+            }
             Op::Norm(op) => Kernel::Norm(self.norm(op)?),
             Op::Attention(op) => Kernel::Attention(self.attention(op)?),
             Op::RnnStack(op) => Kernel::Rnn(self.rnn(op)?),
@@ -67,7 +69,7 @@ impl<'a> Packer<'a> {
         let first = step.op.weights().first().copied();
         let weight_shape = first.map(self.shape).unwrap_or_default();
         let states = step.op.states();
-        Ok(Loaded { step: step.clone(), kernel, weight_shape, states })
+        Ok(Loaded { step: step.clone(), kernel, weight_shape, states, halves: Vec::new() })
     }
 
     fn plain(&mut self, id: WeightId) -> Result<Arc<Vec<f32>>, DeviceError> {

@@ -6,11 +6,13 @@
 
 mod attend;
 mod elements;
+mod halves;
 mod load;
 mod products;
 mod recur;
 mod scaling;
 
+pub(crate) use halves::keep_halves;
 pub(crate) use load::Packer;
 
 use crate::attention::{self, AttentionScratch};
@@ -18,7 +20,7 @@ use crate::counters::{Counters, Precision, Stem, count};
 use crate::gemm::{self, Packed, Scratch};
 use crate::isa::Isa;
 use crate::layout::{self, AXES_MAX, Copy};
-use crate::memory::{Buffer, PerWorker, Shared};
+use crate::memory::{Buffer, Numbers, PerWorker, Shared};
 use crate::norm::Norm;
 use crate::rnn::{Rnn, Schedule, StateRows};
 use crate::series;
@@ -41,6 +43,8 @@ pub(crate) struct Loaded {
     weight_shape: Vec<usize>,
     /// States that it reads or writes.
     states: Vec<StateId>,
+    /// Values that it reads or writes as bf16.
+    halves: Vec<ValueId>,
 }
 
 #[derive(Debug)]
@@ -288,7 +292,8 @@ impl Loaded {
                 (Op::Norm(op), Kernel::Norm(norm)) => {
                     let width = c.shape(op.x).last().copied().unwrap_or(0);
                     let rows = worker.share(c.elements(op.x).checked_div(width).unwrap_or(0));
-                    norm.run(c.isa, (c.at(op.x), c.at(self.out(0))), width, rows, worker);
+                    let at = (c.at(op.x).cast_const(), c.at(self.out(0)), Numbers::Floats);
+                    norm.run(c.isa, at, width, rows, worker);
                 }
                 (Op::Attention(op), Kernel::Attention(kernel)) => {
                     self.attention(op, kernel, room, c, worker);

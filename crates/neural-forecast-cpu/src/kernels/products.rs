@@ -4,7 +4,7 @@
 use super::{Context, Loaded, Room, shared};
 use crate::gemm::{self, Gemm, Packed, Scratch};
 use crate::layout::{AXES_MAX, Copy};
-use crate::memory::RowMap;
+use crate::memory::{Numbers, RowMap};
 use crate::norm::Norm;
 use crate::team::Worker;
 use neural_forecast_runtime::ops::{self, LinearAxis};
@@ -31,13 +31,18 @@ impl Loaded {
             if op.axis == LinearAxis::Time {
                 return self.over_time(op, &packed[0], activation, room, c, worker, scratch);
             }
+            let mut x_numbers = self.numbers(op.x);
             if let Some(norm) = norm {
+                // What is normalised for products alone is kept as they round it.
+                if packed.iter().all(|packed| packed.takes_halves()) {
+                    x_numbers = Numbers::Halves;
+                }
                 // Few rows, which are split by columns: every worker normalises all for itself.
                 let (to, own) = match room.by_rows {
                     true => (shared(&room.floats), worker.share(rows)),
                     false => (shared(&room.floats).add(worker.index() * rows * width), 0..rows),
                 };
-                norm.run(c.isa, (x, to), width, own, worker);
+                norm.run(c.isa, (x, to, x_numbers), width, own, worker);
                 x = to;
             }
             let heads = packed.len();
@@ -48,11 +53,13 @@ impl Loaded {
                     .map(|r| (c.at(r).add(h * n).cast_const(), RowMap::dense(out_width)));
                 let product = Gemm {
                     x_map: RowMap::dense(width),
+                    x_numbers,
                     y_map: RowMap::dense(out_width),
+                    y_numbers: self.numbers(self.out(0)),
                     activation,
                     gate,
                     residual,
-                    ..Gemm::new(x.add(h * weights.terms()), rows, weights, y.add(h * n))
+                    ..Gemm::new(x_numbers.at(x, h * weights.terms()), rows, weights, y.add(h * n))
                 };
                 if room.by_rows {
                     product.run_rows(c.isa, worker, scratch);

@@ -84,6 +84,68 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
         }
     }
 
+    /// As [`Simd::store_pairs`] for what is not negative, with ties up, which takes half of the
+    /// operations. A NaN may become another number.
+    /// # Safety
+    /// `p` is writable for `LANES` words.
+    #[inline(always)]
+    unsafe fn store_weights(self, p: *mut u32, low: Self::V, high: Self::V) {
+        let (mut a, mut b) = ([0.0f32; 16], [0.0f32; 16]);
+        let half = |x: f32| x.to_bits().wrapping_add(0x8000);
+        // SAFETY: `LANES` is at most 16 on every tier; the caller grants the words.
+        unsafe {
+            self.store(a.as_mut_ptr(), low);
+            self.store(b.as_mut_ptr(), high);
+            for i in 0..Self::LANES {
+                p.add(i).write_unaligned(half(a[i]) >> 16 | half(b[i]) & 0xffff_0000);
+            }
+        }
+    }
+
+    /// Rounds to bf16, ties to even, and stores the first `n` lanes one after another. NaN stays
+    /// NaN; `n` above `LANES` means all.
+    /// # Safety
+    /// `p` is writable for `min(n, LANES)` bf16.
+    #[inline(always)]
+    unsafe fn store_halves(self, p: *mut u16, v: Self::V, n: usize) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: `LANES` is at most 16 on every tier; the caller grants the bf16.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), v);
+            for (i, x) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+                p.add(i).write_unaligned(bf16_bits(*x) as u16);
+            }
+        }
+    }
+
+    /// [`Simd::store_halves`] of all lanes of `a`, then of `b`.
+    /// # Safety
+    /// `p` is writable for `2 · LANES` bf16.
+    #[inline(always)]
+    unsafe fn store_halves_of_two(self, p: *mut u16, a: Self::V, b: Self::V) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.store_halves(p, a, Self::LANES);
+            self.store_halves(p.add(Self::LANES), b, Self::LANES);
+        }
+    }
+
+    /// The first `n` of consecutive bf16 widened to `f32`, the rest zero. `n` above `LANES` means
+    /// all.
+    /// # Safety
+    /// `p` is readable for `min(n, LANES)` bf16.
+    #[inline(always)]
+    unsafe fn load_halves(self, p: *const u16, n: usize) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: `LANES` is at most 16 on every tier; the caller grants the bf16.
+        unsafe {
+            for (i, x) in lanes.iter_mut().enumerate().take(n.min(Self::LANES)) {
+                *x = f32::from_bits(u32::from(p.add(i).read_unaligned()) << 16);
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+
     /// The differences `p[i] − q[i]` of integers, rounded to floats.
     /// # Safety
     /// `p` and `q` are readable for `LANES` integers.

@@ -85,6 +85,17 @@ macro_rules! memory {
     };
 }
 
+/// The high halves of the words of two vectors.
+static ODD: [u16; 32] = {
+    let mut odd = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        odd[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    odd
+};
+
 #[inline(always)]
 fn lane_mask(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1u16 << n) - 1 }
@@ -137,6 +148,33 @@ impl Simd for Avx512 {
         store_first(p: *mut f32, v: __m512, n: usize) {
             _mm512_mask_storeu_ps(p, lane_mask(n), v)
         }
+        store_weights(p: *mut u32, low: __m512, high: __m512) {{
+            let half = _mm512_set1_epi32(0x8000);
+            let low = _mm512_add_epi32(_mm512_castps_si512(low), half);
+            let high = _mm512_add_epi32(_mm512_castps_si512(high), half);
+            // Each bit from the high word where the mask has it, else from the low one.
+            let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let low = _mm512_srli_epi32::<16>(low);
+            _mm512_storeu_si512(p.cast(), _mm512_ternarylogic_epi32::<0xca>(mask, high, low));
+        }}
+        store_halves(p: *mut u16, v: __m512, n: usize) {{
+            // Narrowed in a register: `VPMOVDW` to memory is slow where it is masked.
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_words(v)));
+            if n >= 16 {
+                _mm256_storeu_si256(p.cast(), halves);
+            } else {
+                _mm256_mask_storeu_epi16(p.cast(), lane_mask(n), halves);
+            }
+        }}
+        store_halves_of_two(p: *mut u16, a: __m512, b: __m512) {{
+            let odd = _mm512_loadu_si512(ODD.as_ptr().cast());
+            let halves = _mm512_permutex2var_epi16(bf16_words(a), odd, bf16_words(b));
+            _mm512_storeu_si512(p.cast(), halves);
+        }}
+        load_halves(p: *const u16, n: usize) -> __m512 {{
+            let halves = _mm256_maskz_loadu_epi16(lane_mask(n), p.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }}
         load_low(p: *const u32) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast())))
         }
