@@ -1,0 +1,266 @@
+//! What bf16 costs an encoder is the rounding of what products multiply, and nothing else: a small
+//! PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against the same
+//! network in `f64` whose products round their operands to bf16 where the tier does.
+//!
+//! So a forecast in bf16 that is far from one in f32 is far because of the format. The bound here is
+//! a fraction of that distance: what is left when the rounding is taken away, single numbers that
+//! fall to the other side of a tie because the engine's sums are `f32`.
+
+use neural_forecast_cpu::counters::Precision as Kept;
+use neural_forecast_cpu::dot::{Dot, bf16_bits};
+use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
+use neural_forecast_runtime::device::{
+    Data, Device, KernelClass, LoadOptions, Precision, Request, Run, weight_f32,
+};
+use neural_forecast_runtime::ops::{
+    Activation, AttentionLayer, FeedForward, Linear, NormKind, NormPlacement, NormWeights, Op,
+    Product, Reshape, Stack, Sublayer, SublayerKind,
+};
+use neural_forecast_runtime::plan::{Bucket, Dim, WeightId};
+use neural_forecast_runtime::testing::{Case, CaseBuilder};
+
+const BATCH: usize = 3;
+const PATCHES: usize = 13;
+const LENGTH: usize = 16;
+const D: usize = 64;
+const HEADS: usize = 4;
+const HEAD: usize = D / HEADS;
+const FF: usize = 96;
+const LAYERS: usize = 3;
+const HORIZON: usize = 24;
+const EPS: f32 = 1e-5;
+
+mod libm {
+    unsafe extern "C" {
+        pub(super) safe fn erf(x: f64) -> f64;
+    }
+}
+
+/// A network by its weights' names in the plan.
+struct Network {
+    case: Case,
+    embedding: Product,
+    layers: Vec<Layer>,
+    head: Product,
+}
+
+struct Layer {
+    attention: AttentionLayer,
+    norms: [BatchNorm; 2],
+    forward: FeedForward,
+}
+
+/// Mean, variance, weight, bias.
+type BatchNorm = [WeightId; 4];
+
+fn product(b: &mut CaseBuilder, n: usize, k: usize) -> Product {
+    Product { weight: b.weight(&[n, k]), bias: Some(b.bias(n)) }
+}
+
+fn network(seed: usize) -> Network {
+    let bucket = Bucket { batch: BATCH, length: PATCHES };
+    let mut b = CaseBuilder::new(format!("rounding {seed}"), bucket);
+    let x = b.input(&[Dim::BATCH, PATCHES.into(), LENGTH.into()]);
+    let embedding = product(&mut b, D, LENGTH);
+    let x = b.step(Linear::new(x, embedding.weight).bias(embedding.bias));
+    let (mut layers, mut stack) = (Vec::new(), Vec::new());
+    for _ in 0..LAYERS {
+        let attention = AttentionLayer {
+            query: product(&mut b, D, D),
+            key: product(&mut b, D, D),
+            value: product(&mut b, D, D),
+            output: product(&mut b, D, D),
+            heads: HEADS,
+            head: HEAD,
+            scale: 1.0 / (HEAD as f32).sqrt(),
+            causal: false,
+            bias: None,
+            rope: None,
+            qk_norm: None,
+            per_dim_scale: None,
+        };
+        let forward = FeedForward {
+            up: product(&mut b, FF, D),
+            gate: None,
+            down: product(&mut b, D, FF),
+            activation: Activation::Gelu,
+        };
+        let norms: [BatchNorm; 2] =
+            [(); 2].map(|()| [b.bias(D), b.positive(D), b.positive(D), b.bias(D)]);
+        let placed = norms.map(|[mean, variance, weight, bias]| {
+            NormPlacement::Post(NormWeights {
+                kind: NormKind::Batch { mean, variance },
+                weight: Some(weight),
+                weight_offset: 0.0,
+                bias: Some(bias),
+                eps: EPS,
+            })
+        });
+        stack.push(vec![
+            Sublayer { kind: SublayerKind::SelfAttention(attention.clone()), norm: placed[0] },
+            Sublayer { kind: SublayerKind::FeedForward(forward), norm: placed[1] },
+        ]);
+        layers.push(Layer { attention, norms, forward });
+    }
+    let h = b.step(Op::EncoderStack(Stack::new(x, stack)));
+    let flat = b.step(Reshape { x: h, shape: vec![Dim::BATCH, (PATCHES * D).into()] });
+    let head = product(&mut b, HORIZON, PATCHES * D);
+    let y = b.step(Linear::new(flat, head.weight).bias(head.bias));
+    Network { case: b.finish(&[y]), embedding, layers, head }
+}
+
+/// What is rounded to bf16 before it is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rounds {
+    Nothing,
+    /// Tiers that widen bf16 weights.
+    Weights,
+    /// Tiers that multiply bf16: queries, keys, values and their weights in attention, too.
+    Both,
+}
+
+fn rounded(x: f64) -> f64 {
+    f64::from(f32::from_bits(bf16_bits(x as f32) << 16))
+}
+
+impl Rounds {
+    fn weight(self, x: f64) -> f64 {
+        if self == Rounds::Nothing { x } else { rounded(x) }
+    }
+
+    fn input(self, x: f64) -> f64 {
+        if self == Rounds::Both { rounded(x) } else { x }
+    }
+}
+
+impl Network {
+    fn weights(&self, id: WeightId) -> Vec<f64> {
+        let weights = weight_f32(&self.case.plan, id, &self.case.weights).expect("the weight");
+        weights.into_iter().map(f64::from).collect()
+    }
+
+    /// Rows of `k` times the weights, row by row.
+    fn multiply(&self, rounds: Rounds, product: &Product, x: &[f64], k: usize) -> Vec<f64> {
+        let (w, b) = (self.weights(product.weight), self.weights(product.bias.expect("a bias")));
+        let w: Vec<f64> = w.into_iter().map(|w| rounds.weight(w)).collect();
+        let mut y = Vec::new();
+        for row in x.chunks(k) {
+            let row: Vec<f64> = row.iter().map(|&x| rounds.input(x)).collect();
+            for (w, b) in w.chunks(k).zip(&b) {
+                y.push(row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + b);
+            }
+        }
+        y
+    }
+
+    fn normalize(&self, norm: &BatchNorm, x: &mut [f64]) {
+        let [mean, variance, weight, bias] = norm.map(|id| self.weights(id));
+        for row in x.chunks_mut(D) {
+            for (d, x) in row.iter_mut().enumerate() {
+                let spread = (variance[d] + f64::from(EPS)).sqrt();
+                *x = (*x - mean[d]) / spread * weight[d] + bias[d];
+            }
+        }
+    }
+
+    fn attend(&self, rounds: Rounds, layer: &AttentionLayer, x: &[f64]) -> Vec<f64> {
+        let each = [&layer.query, &layer.key, &layer.value];
+        let [q, k, v] = each.map(|product| self.multiply(rounds, product, x, D));
+        let mut y = vec![0.0; x.len()];
+        for b in 0..BATCH {
+            for h in 0..HEADS {
+                let at = |t: usize, d: usize| (b * PATCHES + t) * D + h * HEAD + d;
+                for i in 0..PATCHES {
+                    let score = |j: usize| -> f64 {
+                        let scale = f64::from(layer.scale);
+                        let terms = (0..HEAD)
+                            .map(|d| rounds.input(q[at(i, d)] * scale) * rounds.input(k[at(j, d)]));
+                        terms.sum()
+                    };
+                    let scores: Vec<f64> = (0..PATCHES).map(score).collect();
+                    let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    for d in 0..HEAD {
+                        let terms = weights.iter().enumerate();
+                        let sum: f64 =
+                            terms.map(|(j, &w)| rounds.input(w) * rounds.input(v[at(j, d)])).sum();
+                        y[at(i, d)] = sum / total;
+                    }
+                }
+            }
+        }
+        self.multiply(rounds, &layer.output, &y, D)
+    }
+
+    /// The forecast in `f64`.
+    fn forecast(&self, rounds: Rounds) -> Vec<f64> {
+        let x = self.case.inputs[0].1.to_f32();
+        let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+        let mut x = self.multiply(rounds, &self.embedding, &x, LENGTH);
+        for layer in &self.layers {
+            let y = self.attend(rounds, &layer.attention, &x);
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            self.normalize(&layer.norms[0], &mut x);
+            let mut up = self.multiply(rounds, &layer.forward.up, &x, D);
+            for x in &mut up {
+                *x *= 0.5 * (1.0 + libm::erf(*x * std::f64::consts::FRAC_1_SQRT_2));
+            }
+            let y = self.multiply(rounds, &layer.forward.down, &up, FF);
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            self.normalize(&layer.norms[1], &mut x);
+        }
+        self.multiply(rounds, &self.head, &x, PATCHES * D)
+    }
+
+    fn run(&self, isa: Isa, precision: Precision) -> Vec<f64> {
+        let options = CpuOptions { isa: Some(isa.name().into()), ..CpuOptions::default() };
+        let device = CpuDevice::new(options).expect("this machine has the instruction set");
+        let options = LoadOptions { precision, ..LoadOptions::default() };
+        let loaded = device.load(&self.case.plan, &self.case.weights, &options);
+        let request = Request {
+            entry: self.case.entry,
+            bucket: self.case.bucket,
+            class: KernelClass::Throughput,
+        };
+        let mut program = loaded.expect("it loads").compile(request).expect("it compiles");
+        program.write(0, Data::F32(&self.case.inputs[0].1.to_f32()));
+        program.submit(&Run { rows: BATCH, ..Run::default() }).expect("it runs");
+        program.wait().expect("it ends");
+        let mut y = vec![0.0; BATCH * HORIZON];
+        program.read(0, &mut y).expect("a finished run can be read");
+        y.into_iter().map(f64::from).collect()
+    }
+}
+
+/// Largest difference.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |most, (a, b)| {
+        let difference = (a - b).abs();
+        assert!(!difference.is_nan());
+        difference.max(most)
+    })
+}
+
+#[test]
+fn what_bf16_costs_an_encoder_is_rounding() {
+    for seed in 0..4 {
+        let network = network(seed);
+        let exact = network.forecast(Rounds::Nothing);
+        for isa in Isa::available() {
+            let tier = isa.name();
+            let plain = apart(&network.run(isa, Precision::F32), &exact);
+            assert!(plain <= 1e-5, "{tier}: f32 is off by {plain:e}");
+            let rounds = match Dot::of(isa, Kept::Bf16) {
+                Some(_) => Rounds::Both,
+                None => Rounds::Weights,
+            };
+            let emulated = network.forecast(rounds);
+            let cost = apart(&emulated, &exact);
+            let left = apart(&network.run(isa, Precision::Bf16), &emulated);
+            println!("{tier} {seed}: f32 {plain:.1e}, rounding {cost:.1e}, left {left:.1e}");
+            assert!(left <= cost / 8.0, "{tier}: rounding explains {cost:e} but for {left:e}");
+        }
+    }
+}
