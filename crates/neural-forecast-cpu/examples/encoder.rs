@@ -1,8 +1,8 @@
 //! Where the time of an encoder goes on this machine, op by op: `cargo run --release --example
 //! encoder [small|guide|patchtst] [--bf16 | --int8] [--workers N]`. One line an op: how often a
-//! forward pass has it, microseconds as measured (the least of many repeats, weights in the cache as between
-//! neighbouring steps), and how much of the multiply-add peak of this core that is, which the
-//! example measures first.
+//! forward pass has it, microseconds as measured (the least of many repeats, weights in the cache
+//! as between neighbouring steps), and how much of the multiply-add peak of this core that is,
+//! which the example measures first.
 //!
 //! For tuning this crate; the project's benchmarks are elsewhere.
 

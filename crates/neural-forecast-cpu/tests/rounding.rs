@@ -1,10 +1,10 @@
 //! What bf16 costs an encoder is the rounding of what products multiply, and nothing else: a small
-//! PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against the same
-//! network in `f64` whose products round their operands to bf16 where the tier does.
+//! PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against the
+//! same network in `f64` whose products round their operands to bf16 where the tier does.
 //!
-//! So a forecast in bf16 that is far from one in f32 is far because of the format. The bound here is
-//! a fraction of that distance: what is left when the rounding is taken away, single numbers that
-//! fall to the other side of a tie because the engine's sums are `f32`.
+//! So a forecast in bf16 that is far from one in f32 is far because of the format. The bound here
+//! is a fraction of that distance: what is left when the rounding is taken away, single numbers
+//! that fall to the other side of a tie because the engine's sums are `f32`.
 
 use neural_forecast_cpu::counters::Precision as Kept;
 use neural_forecast_cpu::dot::{Dot, bf16_bits};
