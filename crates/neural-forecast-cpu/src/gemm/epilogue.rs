@@ -17,7 +17,7 @@ pub enum Activation {
     Relu,
     /// `x · Φ(x)`
     Gelu,
-    /// The same to 2⁻¹⁷, for products in bf16 and int8.
+    /// The same to 128 ulp, for products in bf16 and int8.
     GeluClose,
     /// GELU by tanh.
     GeluTanh,
