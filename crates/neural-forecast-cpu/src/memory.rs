@@ -2,6 +2,30 @@
 //!
 //! Not an allocator: everything is allocated when weights are packed or a program is compiled.
 
+/// Bytes from which a buffer asks for huge pages: one of them on x86-64. Weights this large are
+/// streamed through every step, and with pages of 4 KiB each page is a translation and a gap for
+/// the prefetchers; 16 MB a layer and step went from 57.5 to 53.3 ms in 400 of them (Zen 4,
+/// 2026-11-21).
+const HUGE_FROM: usize = 2 << 20;
+/// What all page sizes below a huge page divide.
+const PAGE: usize = 64 << 10;
+
+/// Asks the system to back whole pages inside of `bytes` bytes at `start` by huge ones. A wish:
+/// nothing is different where it is refused, so nobody is told.
+fn ask_for_huge_pages(start: *const u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let first = start.addr().next_multiple_of(PAGE) - start.addr();
+        let whole = bytes.saturating_sub(first) / PAGE * PAGE;
+        // SAFETY: whole pages inside of an allocation; the advice changes nothing that they hold.
+        unsafe {
+            libc::madvise(start.add(first).cast_mut().cast(), whole, libc::MADV_HUGEPAGE);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
+
 /// One cache line of floats.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -17,7 +41,14 @@ pub struct Buffer {
 impl Buffer {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        let n = len.div_ceil(16);
+        let mut lines: Vec<Line> = Vec::with_capacity(n);
+        if n * size_of::<Line>() >= HUGE_FROM {
+            // Before the first write, which is what gives the pages.
+            ask_for_huge_pages(lines.as_ptr().cast(), n * size_of::<Line>());
+        }
+        lines.resize(n, Line([0.0; 16]));
+        Buffer { lines, len }
     }
 
     /// Number of floats.

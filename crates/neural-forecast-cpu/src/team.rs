@@ -49,9 +49,6 @@ pub const SPIN: Duration = Duration::from_micros(50);
 /// How long a worker inside a run polls for another before it sleeps: about as long as a sleeping
 /// thread needs to wake (25 to 115 µs on a virtual machine with idle cores).
 const MEETING_SPIN: Duration = Duration::from_micros(100);
-/// Polls of a worker that waits for another's counter before it offers its core to others. A step
-/// of a recurrence is a few microseconds; a wait this long means that the other is not running.
-const POLLS_BEFORE_OFFERS: u32 = 500;
 
 /// How a team is made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -234,22 +231,11 @@ impl<'a> Worker<'a> {
         self.meeting.wait(&self.meeting.counts[other].0, count);
     }
 
-    /// Waits until `ready` says so: for a counter that another worker of this run moves on. Nobody
-    /// wakes who waits here, so it polls, and after a while offers its core between polls.
+    /// What this worker announced last in this run.
     #[inline]
-    pub fn wait_until(self, ready: impl Fn() -> bool) {
-        let mut polls = 0u32;
-        while !ready() {
-            if self.meeting.poisoned.load(Ordering::Relaxed) {
-                resume_unwind(Box::new(Left));
-            }
-            polls = polls.saturating_add(1);
-            if polls > POLLS_BEFORE_OFFERS {
-                std::thread::yield_now();
-            } else if polls > 64 {
-                std::hint::spin_loop();
-            }
-        }
+    pub fn announced(self) -> u32 {
+        let word = self.meeting.counts.get(self.index).map_or(0, |own| own.0.value());
+        (word & ((1 << COUNT_BITS) - 1)) as u32
     }
 }
 

@@ -1,7 +1,7 @@
 //! Some rows of a batch on their way through all layers.
 
+use super::meetings::Meetings;
 use super::pass::Pass;
-use super::progress::Meetings;
 use super::schedule::Mode;
 use super::{Call, Direction, Rnn, Schedule};
 use crate::gemm::Scratch;

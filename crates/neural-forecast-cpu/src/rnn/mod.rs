@@ -14,9 +14,9 @@
 
 mod block;
 mod cost;
+mod meetings;
 mod pack;
 mod pass;
-mod progress;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -31,7 +31,7 @@ use crate::isa::Isa;
 use crate::memory::Shared;
 use crate::team::Worker;
 use block::Block;
-use progress::Meetings;
+use meetings::Meetings;
 use schedule::Mode;
 
 /// The recurrence. Gate orders: LSTM `i, f, g, o`; GRU `r, z, n`; sLSTM `i, f, z, o`.
@@ -222,10 +222,7 @@ impl Rnn {
             Mode::Units | Mode::Layers => (0..call.batch, 0),
         };
         let memory = schedule.memory.as_ptr().cast_mut();
-        let meetings = Meetings::new(&schedule.progress, worker);
-        if schedule.mode != Mode::Rows {
-            meetings.start();
-        }
+        let meetings = Meetings::new(worker);
         let mut start = rows.start;
         while start < rows.end {
             let end = rows.end.min(start + schedule.block);

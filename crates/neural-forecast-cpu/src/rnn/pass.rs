@@ -2,7 +2,7 @@
 
 use super::Direction;
 use super::block::Block;
-use super::progress::Meetings;
+use super::meetings::Meetings;
 use super::update::{Keep, Update};
 use crate::gemm::{Arrival, Gemm, Product, Scratch};
 use crate::memory::{RowMap, prefetch};

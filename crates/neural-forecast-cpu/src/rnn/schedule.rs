@@ -3,7 +3,6 @@
 
 use super::Rnn;
 use super::cost::{Model, Pipeline};
-use super::progress::Progress;
 use crate::caches::Caches;
 use crate::memory::Buffer;
 use std::ops::Range;
@@ -12,7 +11,7 @@ use std::ops::Range;
 /// stay in L2.
 const BLOCK_ROWS: usize = 48;
 /// Bytes that the sums of one input product may take, so that they are still in L2 when the steps
-/// of its chunk read them.
+/// of its chunk read them, where its weights are.
 const CHUNK_BYTES: usize = 256 << 10;
 /// Rows (of the batch, times steps) of one input product: enough to fill tiles, and no more than
 /// one pass of a product takes.
@@ -45,7 +44,6 @@ pub struct Schedule {
     pub(super) workers: usize,
     /// Layers of each worker, where they are shared so.
     pub(super) stages: Vec<Range<usize>>,
-    pub(super) progress: Progress,
 }
 
 /// Offsets in a worker's (or the team's) memory, in floats.
@@ -100,6 +98,20 @@ impl Rnn {
         self.schedule_as(way, (batch, steps, keep), workers)
     }
 
+    /// Rows of one input product.
+    fn chunk_rows(&self) -> usize {
+        let weights = self.layers.iter().flatten().map(|d| {
+            let heads = d.heads.iter().map(|h| h.w_ih.bytes());
+            heads.sum::<usize>()
+        });
+        if weights.max() > Some(Caches::of_this_machine().l2) {
+            // Each chunk reads them from further away, and the sums are the lesser traffic.
+            return CHUNK_ROWS.end;
+        }
+        let rows = CHUNK_BYTES / (4 * self.padded()).max(1);
+        rows.clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+    }
+
     /// As [`Rnn::schedule`], shared the given way.
     pub(super) fn schedule_as(
         &self,
@@ -110,9 +122,7 @@ impl Rnn {
         let share = if matches!(way, Way::Rows) { batch.div_ceil(workers) } else { batch };
         let blocks = share.div_ceil(BLOCK_ROWS).max(1);
         let block = share.div_ceil(blocks);
-        let chunk_rows = CHUNK_BYTES / (4 * self.padded()).max(1);
-        let chunk_rows = chunk_rows.clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
-        let chunk = (chunk_rows / block.max(1)).clamp(1, steps.max(1));
+        let chunk = (self.chunk_rows() / block.max(1)).clamp(1, steps.max(1));
         let (layers, directions) = (self.layers.len(), self.directions());
         let between = layers.saturating_sub(1);
         let (mode, chunk, stages, sequences, places) = match way {
@@ -134,20 +144,7 @@ impl Rnn {
         layout.bytes = sequences * layout.sequence + places * layout.direction;
         let copies = if mode == Mode::Rows { workers } else { 1 };
         let memory = Buffer::zeroed(copies * layout.bytes);
-        let progress = Progress::new(workers);
-        Schedule {
-            batch,
-            steps,
-            keep,
-            mode,
-            block,
-            chunk,
-            layout,
-            memory,
-            workers,
-            stages,
-            progress,
-        }
+        Schedule { batch, steps, keep, mode, block, chunk, layout, memory, workers, stages }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Against a reference in `f64` that goes unit by unit, and against itself in other shapes.
 
 use super::cost::{Model, Pipeline};
-use super::progress::noise;
+use super::meetings::noise;
 use super::schedule::Way;
 use super::*;
 use crate::caches::Caches;
@@ -426,6 +426,38 @@ fn hand_overs_survive_scheduling_noise() {
             }
         }
         noise::set(0);
+    }
+}
+
+#[test]
+fn a_worker_ahead_does_not_write_where_another_reads() {
+    // Units are split, chunks are followed by a shorter one, and a worker that has finished a chunk
+    // lays down the input sums of the next while another still reads those of this one.
+    let mut random = Random::new("rnn chunks");
+    let cases = [
+        Case::new(&mut random, Cell::Gru, (5, 70, None), 2, 1),
+        Case::new(&mut random, Cell::Lstm, (5, 100, None), 1, 1),
+    ];
+    let Some(isa) = Isa::available().pop() else { return };
+    for case in cases {
+        for precision in [Precision::F32, Precision::Int8] {
+            let rnn = case.packed(isa, precision);
+            let (batch, steps) = (2, 300);
+            let x = random.floats(batch * steps * case.inputs);
+            let alone = run(&rnn, 1, &x, (batch, steps, steps), None, true);
+            for workers in [2, 3] {
+                let schedule = rnn.schedule_as(Way::Units, (batch, steps, steps), workers);
+                let (whole, last) = (schedule.chunk, steps % schedule.chunk);
+                assert!(whole < steps / 2 && 0 < last && last < whole, "{whole} {last}");
+                for seed in 1..40 {
+                    noise::set(seed);
+                    let found = run_as(&rnn, &schedule, &x, batch, None, true);
+                    noise::set(0);
+                    let same = found.y == alone.y && found.finals == alone.finals;
+                    assert!(same, "{:?} {precision:?} {workers} workers, seed {seed}", case.cell);
+                }
+            }
+        }
     }
 }
 

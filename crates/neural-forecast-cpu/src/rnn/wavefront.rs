@@ -5,8 +5,8 @@
 //! a layer stay in one core's cache, and the input products of a chunk read their weights once.
 
 use super::block::Block;
+use super::meetings::Meetings;
 use super::pass::Pass;
-use super::progress::Meetings;
 use crate::gemm::Scratch;
 
 impl Block<'_> {
