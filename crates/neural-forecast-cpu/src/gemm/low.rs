@@ -5,6 +5,7 @@
 //! depends on the row alone, so bits depend neither on neighbours nor on who computes what. Does
 //! not know how a tier multiplies; that is [`Dot`]'s.
 
+use super::parts::Parts;
 use super::product::{PASS_ROWS, Product, Scratch};
 use super::{Finish, Packed};
 use crate::dot::{Args, Dot, WORDS_MULTIPLE};
@@ -87,24 +88,17 @@ impl<F: Finish> Low<'_, '_, F> {
     #[inline(always)]
     unsafe fn panels<S: Simd>(&mut self, s: S, rows: Range<usize>, shape: Converted) {
         let Product { weights: w, ref panels, backwards, .. } = self.product;
-        let panels = panels.clone();
         let at_once = self.dot.panels_at_once(rows.len(), w.vectors);
-        let (groups, rest) = (panels.len() / at_once, panels.len() % at_once);
-        let few = self.dot.panels_of_rest(rest);
-        let parts = groups + rest / few;
-        let tiles = tile::tiles(rows.len(), self.dot.rows(w.vectors));
-        for i in 0..parts {
-            let i = if backwards { parts - 1 - i } else { i };
-            let (p, count) = if i < groups {
-                (panels.start + i * at_once, at_once)
-            } else {
-                (panels.start + groups * at_once + (i - groups) * few, few)
-            };
+        let few = |left| self.dot.panels_of_rest(left);
+        let parts = Parts::new(w, panels.clone(), at_once, few);
+        for i in 0..parts.len() {
+            let panels = parts.part(if backwards { parts.len() - 1 - i } else { i });
+            let tiles = tile::tiles(rows.len(), self.dot.rows(w.vectors_of(panels.start)));
             for t in 0..tiles {
                 let tile = tile::tile_start(rows.len(), tiles, t)
                     ..tile::tile_start(rows.len(), tiles, t + 1);
                 // SAFETY: these panels, and rows of the pass.
-                unsafe { self.tile(s, p..p + count, rows.start, tile, shape) }
+                unsafe { self.tile(s, panels.clone(), rows.start, tile, shape) }
             }
         }
     }
@@ -136,7 +130,7 @@ impl<F: Finish> Low<'_, '_, F> {
                 x_stride: shape.stride,
                 rows: tile.len(),
                 panel: w.panel(panels.start, 0).cast(),
-                vectors: w.vectors,
+                vectors: w.vectors_of(panels.start),
                 panels: panels.len(),
                 panel_stride: w.panel_stride,
                 out: sums.cast(),
@@ -162,7 +156,7 @@ impl<F: Finish> Low<'_, '_, F> {
     ) {
         let w = self.product.weights;
         let Some((scales, offsets)) = w.panel_bytes(p) else { return };
-        for v in 0..w.vectors {
+        for v in 0..w.vectors_of(p) {
             let at = v * S::LANES;
             // SAFETY: scales, offsets and each row's sums hold the panel's width.
             unsafe {

@@ -14,6 +14,7 @@ mod low;
 #[cfg(test)]
 mod low_tests;
 mod packed;
+mod parts;
 mod product;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod registers_tests;

@@ -20,6 +20,8 @@ pub struct Packed {
     /// Outputs are this many interleaved groups of `n / groups`: a panel holds one vector of each.
     pub(super) groups: usize,
     pub(super) vectors: usize,
+    /// Vectors of the last panel: fewer where it is packed narrow.
+    pub(super) last_vectors: usize,
     pub(super) lanes: usize,
     pub(super) precision: Precision,
     pub(super) panels: usize,
@@ -58,6 +60,34 @@ impl Packed {
         groups: usize,
         bias: Option<&[f32]>,
     ) -> Packed {
+        Packed::with(isa, precision, weights, (n, k), (groups, false), bias)
+    }
+
+    /// Packs as [`Packed::new`], but for a last panel that has not all its lanes: there the groups
+    /// lie [`Packed::apart`] columns apart instead of a vector each, in as few vectors as hold
+    /// them. Of 100 units in vectors of 16 that is one vector of the last four gates and not four.
+    ///
+    /// # Panics
+    /// If the lengths differ from the shape.
+    pub fn gates(
+        isa: Isa,
+        precision: Precision,
+        weights: &[f32],
+        shape: (usize, usize),
+        groups: usize,
+        bias: Option<&[f32]>,
+    ) -> Packed {
+        Packed::with(isa, precision, weights, shape, (groups, true), bias)
+    }
+
+    fn with(
+        isa: Isa,
+        precision: Precision,
+        weights: &[f32],
+        (n, k): (usize, usize),
+        (groups, narrow): (usize, bool),
+        bias: Option<&[f32]>,
+    ) -> Packed {
         assert_eq!(weights.len(), n * k, "weights of a {n} x {k} product");
         assert!((1..=4).contains(&groups) && n % groups == 0, "{n} outputs in {groups} groups");
         let lanes = isa.lanes();
@@ -77,6 +107,12 @@ impl Packed {
         let dot = if k <= TERMS_MAX { Dot::of(isa, precision) } else { None };
         let panel_stride = word_rows(precision, k) * width;
         let columns = panels * width;
+        let units = n / groups % lanes;
+        let last_vectors = match narrow && groups > 1 && units > 0 {
+            true => (groups * units).div_ceil(lanes),
+            false => vectors,
+        };
+        let unused = (vectors - last_vectors) * lanes * word_rows(precision, k);
         let bytes = (precision == Precision::Int8)
             .then(|| Bytes { scales: Buffer::zeroed(columns), offsets: Buffer::zeroed(columns) });
         let mut packed = Packed {
@@ -84,17 +120,18 @@ impl Packed {
             k,
             groups,
             vectors,
+            last_vectors,
             lanes,
             precision,
             panels,
             panel_stride,
-            data: Buffer::zeroed(panels * panel_stride),
+            data: Buffer::zeroed((panels * panel_stride).saturating_sub(unused)),
             bias: bias.map(|_| Buffer::zeroed(columns)),
             dot,
             bytes,
         };
         for panel in 0..panels {
-            for column in 0..width {
+            for column in 0..packed.width_of(panel) {
                 if let Some(row) = packed.output(panel, column) {
                     packed.pack_row(panel, column, &weights[row * k..(row + 1) * k]);
                     if let (Some(to), Some(from)) = (&mut packed.bias, bias) {
@@ -130,13 +167,14 @@ impl Packed {
             let row = panel * self.width() + column;
             return (row < self.n).then_some(row);
         }
-        let unit = panel * self.lanes + column % self.lanes;
+        let apart = self.apart(panel);
+        let (group, unit) = (column / apart, panel * self.lanes + column % apart);
         let units = self.n / self.groups;
-        (unit < units).then(|| column / self.lanes * units + unit)
+        (group < self.groups && unit < units).then(|| group * units + unit)
     }
 
     fn pack_row(&mut self, panel: usize, column: usize, row: &[f32]) {
-        let (width, start) = (self.width(), panel * self.panel_stride + column);
+        let (width, start) = (self.width_of(panel), panel * self.panel_stride + column);
         match self.precision {
             Precision::F32 => {
                 for (k, &w) in row.iter().enumerate() {
@@ -149,13 +187,13 @@ impl Packed {
                     self.data.as_mut_words()[start + k * width] = bf16_bits(pair[0]) | high << 16;
                 }
             }
-            Precision::Int8 => self.pack_bytes(start, panel * width + column, row),
+            Precision::Int8 => self.pack_bytes(start, (panel, column), row),
         }
     }
 
     /// Bytes of one output from word `start` on, and what its sums need.
-    fn pack_bytes(&mut self, start: usize, column: usize, row: &[f32]) {
-        let width = self.width();
+    fn pack_bytes(&mut self, start: usize, (panel, column): (usize, usize), row: &[f32]) {
+        let (width, column) = (self.width_of(panel), panel * self.width() + column);
         let most = row.iter().map(|w| w.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
         let (down, up) = byte_scales(most);
         let byte = |w: &f32| (w * down).round_ties_even() as i8;
@@ -190,9 +228,29 @@ impl Packed {
         self.vectors
     }
 
-    /// Columns of a panel, padding included.
+    /// Columns of a panel, padding included: what lies between those of neighbouring panels in sums
+    /// and biases. [`Packed::width_of`] are the columns of one's weights.
     pub fn width(&self) -> usize {
         self.vectors * self.lanes
+    }
+
+    /// Vectors of panel `p`.
+    pub(super) fn vectors_of(&self, p: usize) -> usize {
+        if p + 1 == self.panels { self.last_vectors } else { self.vectors }
+    }
+
+    /// Columns of the weights of panel `p`.
+    pub(super) fn width_of(&self, p: usize) -> usize {
+        self.vectors_of(p) * self.lanes
+    }
+
+    /// Columns between the groups of panel `p`: a vector, or the units of a narrow one.
+    pub(crate) fn apart(&self, p: usize) -> usize {
+        if self.vectors_of(p) < self.vectors {
+            self.n / self.groups - p * self.lanes
+        } else {
+            self.lanes
+        }
     }
 
     /// Columns of all panels, padding included.
@@ -243,7 +301,7 @@ impl Packed {
     /// Panel `p` from term `k` (the first of a word) on.
     pub(crate) fn panel(&self, p: usize, k: usize) -> *const f32 {
         let words = k / self.terms_per_word();
-        let offset = p * self.panel_stride + words * self.width();
+        let offset = p * self.panel_stride + words * self.width_of(p);
         debug_assert!(offset <= self.data.len());
         // SAFETY: callers pass a panel and a term of this matrix.
         unsafe { self.data.as_ptr().add(offset) }

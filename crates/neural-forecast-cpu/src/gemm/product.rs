@@ -4,6 +4,7 @@
 //! in lower arithmetic walk in [`super::low`].
 
 use super::low::Low;
+use super::parts::Parts;
 use super::{Finish, Packed};
 use crate::counters::Precision;
 use crate::dot::registers::SUMS_AT_ONCE;
@@ -123,13 +124,13 @@ impl<F: Finish> Product<'_, F> {
 
 /// A tile of rows in place, in the weights' format.
 #[inline(always)]
-unsafe fn direct<S: Simd>(s: S, w: &Packed, panels: usize, args: &Args<'_>) {
-    let m = args.rows.len();
+unsafe fn direct<S: Simd>(s: S, w: &Packed, panels: Range<usize>, args: &Args<'_>) {
+    let (m, vectors, panels) = (args.rows.len(), w.vectors_of(panels.start), panels.len());
     // SAFETY: the caller's.
     unsafe {
         match w.precision {
-            Precision::F32 => tile::direct::<S, Single>(s, m, w.vectors, panels, args),
-            _ => tile::direct::<S, Half>(s, m, w.vectors, panels, args),
+            Precision::F32 => tile::direct::<S, Single>(s, m, vectors, panels, args),
+            _ => tile::direct::<S, Half>(s, m, vectors, panels, args),
         }
     }
 }
@@ -163,8 +164,7 @@ impl<F: Finish> Part<'_, '_, F> {
             self.product;
         let m = rows.len();
         let at_once = tile::panels_at_once::<S>(m, w.vectors);
-        let groups = panels.len() / at_once;
-        let singles = panels.len() % at_once;
+        let parts = Parts::new(w, panels, at_once, |_| 1);
         let mut from = [std::ptr::null(); ROWS_DIRECT];
         let mut to = [std::ptr::null_mut(); ROWS_DIRECT];
         let buffer = self.scratch.tile.as_mut_ptr();
@@ -174,18 +174,14 @@ impl<F: Finish> Part<'_, '_, F> {
                 from[i] = x.add(x_map.offset(r));
                 to[i] = buffer.add(i * WIDTH_MAX * 4);
             }
-            for i in 0..groups + singles {
-                let i = if backwards { groups + singles - 1 - i } else { i };
-                let (p, count) = if i < groups {
-                    (panels.start + i * at_once, at_once)
-                } else {
-                    (panels.start + groups * at_once + i - groups, 1)
-                };
+            for i in 0..parts.len() {
+                let panels = parts.part(if backwards { parts.len() - 1 - i } else { i });
+                let p = panels.start;
                 let args = Args {
                     k: w.k,
                     rows: &from[..m],
                     panel: w.panel(p, 0),
-                    step: w.width(),
+                    step: w.width_of(p),
                     panel_stride: w.panel_stride,
                     out: &to[..m],
                     out_stride: w.width(),
@@ -195,18 +191,18 @@ impl<F: Finish> Part<'_, '_, F> {
                     // The same accumulators, laid down while the wait lasts. Even, because
                     // weights may be pairs of terms.
                     let here = terms.min(w.k) & !1;
-                    direct(s, w, count, &Args { k: here, ..args });
+                    direct(s, w, panels.clone(), &Args { k: here, ..args });
                     wait();
                     let rows = from.map(|row| row.wrapping_add(here));
                     let rest = Args { k: w.k - here, rows: &rows[..m], ..args };
                     let rest = Args { panel: w.panel(p, here), accumulate: true, ..rest };
-                    direct(s, w, count, &rest);
+                    direct(s, w, panels.clone(), &rest);
                 } else {
-                    direct(s, w, count, &args);
+                    direct(s, w, panels.clone(), &args);
                 }
-                for i in 0..count {
+                for (i, p) in panels.enumerate() {
                     for (m, r) in rows.clone().enumerate() {
-                        finish.row(s, p + i, r, to[m].add(i * w.width()));
+                        finish.row(s, p, r, to[m].add(i * w.width()));
                     }
                 }
             }
@@ -271,7 +267,7 @@ impl<F: Finish> Part<'_, '_, F> {
         block: usize,
     ) {
         let w = self.product.weights;
-        let count = tile::tiles(rows.len(), S::ROWS[w.vectors - 1]);
+        let count = tile::tiles(rows.len(), S::ROWS[w.vectors_of(p) - 1]);
         let single = terms.len() <= block;
         // SAFETY: panel and terms exist; a block of a panel fits the scratch.
         let mut panel = unsafe { self.widen(s, p, terms.start, terms.len().min(block)) };
@@ -305,9 +301,9 @@ impl<F: Finish> Part<'_, '_, F> {
             return from;
         }
         let to = self.scratch.widened.as_mut_ptr();
-        let width = w.width();
+        let width = w.width_of(p);
         for pair in 0..n.div_ceil(2) {
-            for v in 0..w.vectors {
+            for v in 0..w.vectors_of(p) {
                 // SAFETY: pair and vector exist; `K_BLOCK` terms (an even number) fit the scratch.
                 unsafe {
                     let at = from.add(pair * width + v * S::LANES).cast();
@@ -352,13 +348,13 @@ impl<F: Finish> Part<'_, '_, F> {
                 k: terms.len(),
                 rows: &[x],
                 panel,
-                step: w.width(),
+                step: w.width_of(p),
                 panel_stride: 0,
                 out: &out[..m],
                 out_stride: 0,
                 accumulate: carry,
             };
-            tile::copied(s, m, w.vectors, &args);
+            tile::copied(s, m, w.vectors_of(p), &args);
             for (i, out) in out.iter().enumerate().take(m) {
                 if last {
                     finish.row(s, p, rows.start + i, *out);

@@ -1,5 +1,5 @@
 //! Packing a stack's weights for a tier: gates interleaved, so that the tile of a vector of units
-//! ends with all their gates, and heads apart.
+//! ends with all their gates, the last units' as narrow as they go, and heads apart.
 
 use super::{Cell, Direction, Head, Rnn, Weights};
 use crate::counters::Precision;
@@ -55,7 +55,7 @@ fn pack_heads(
     if !matches!(cell, Cell::Slstm { .. }) {
         let n = gates * hidden;
         let pack = |w: &[f32], k: usize, bias: Option<&[f32]>| {
-            Packed::new(isa, gemm::kept(precision, (n, k)), w, (n, k), gates, bias)
+            Packed::gates(isa, gemm::kept(precision, (n, k)), w, (n, k), gates, bias)
         };
         let (w_ih, w_hh) = (pack(w.w_ih, inputs, w.b_ih), pack(w.w_hh, width, w.b_hh));
         return vec![Head { w_ih, w_hh }];
@@ -72,7 +72,7 @@ fn pack_heads(
         let matrix = take(matrix, head, d);
         let bias = bias.map(|bias| take(bias, head, 1));
         let (shape, bias) = ((gates * d, d), bias.as_deref());
-        Packed::new(isa, gemm::kept(precision, shape), &matrix, shape, gates, bias)
+        Packed::gates(isa, gemm::kept(precision, shape), &matrix, shape, gates, bias)
     };
     let head = |h| Head { w_ih: pack(w.w_ih, w.b_ih, h), w_hh: pack(w.w_hh, w.b_hh, h) };
     (0..heads).map(head).collect()

@@ -48,9 +48,12 @@ impl Finish for Update<'_> {
     }
 }
 
-/// Both sums of one vector of units, gate by gate `LANES` apart, with their biases.
+/// Both sums of one vector of units, with their biases. Lanes beyond the panel's units hold
+/// whatever lies there.
 #[derive(Clone, Copy)]
 struct Sums {
+    /// Columns from gate to gate.
+    apart: usize,
     input: *const f32,
     input_bias: Option<*const f32>,
     recurrent: *const f32,
@@ -72,6 +75,7 @@ impl Sums {
         // SAFETY: the caller's.
         unsafe {
             Sums {
+                apart: self.apart,
                 input: self.input.add(at),
                 input_bias: self.input_bias.map(|bias| bias.add(at)),
                 recurrent: self.recurrent.add(at),
@@ -83,13 +87,13 @@ impl Sums {
     #[inline(always)]
     unsafe fn input<S: Simd>(&self, s: S, gate: usize) -> S::V {
         // SAFETY: the caller's.
-        unsafe { biased(s, self.input, self.input_bias, gate * S::LANES) }
+        unsafe { biased(s, self.input, self.input_bias, gate * self.apart) }
     }
 
     #[inline(always)]
     unsafe fn recurrent<S: Simd>(&self, s: S, gate: usize) -> S::V {
         // SAFETY: the caller's.
-        unsafe { biased(s, self.recurrent, self.recurrent_bias, gate * S::LANES) }
+        unsafe { biased(s, self.recurrent, self.recurrent_bias, gate * self.apart) }
     }
 
     #[inline(always)]
@@ -121,6 +125,7 @@ impl Update<'_> {
         // SAFETY: the caller's; offsets stay inside the panel.
         unsafe {
             let sums = Sums {
+                apart: self.weights.apart(p),
                 input: self.sums.add(p * self.sums_stride + r * width),
                 input_bias: self.inputs.panel_bias(p),
                 recurrent: sums,
