@@ -1,6 +1,7 @@
 //! Sizes of this machine's data caches, as the processor states them.
 //!
-//! For cost models that choose between ways of doing the same; no result depends on them.
+//! For cost models that choose between ways of doing the same, and for ceilings; no result depends
+//! on them.
 
 use std::sync::OnceLock;
 
@@ -19,10 +20,15 @@ pub struct Caches {
 const UNKNOWN: Caches = Caches { l1: 32 << 10, l2: 1 << 20, l3: 16 << 20 };
 
 impl Caches {
-    /// This machine's.
+    /// This machine's, or a guess where its processor does not state them.
     pub fn of_this_machine() -> Caches {
-        static FOUND: OnceLock<Caches> = OnceLock::new();
-        *FOUND.get_or_init(|| detect().unwrap_or(UNKNOWN))
+        Caches::stated().unwrap_or(UNKNOWN)
+    }
+
+    /// This machine's, where its processor states them.
+    pub fn stated() -> Option<Caches> {
+        static FOUND: OnceLock<Option<Caches>> = OnceLock::new();
+        *FOUND.get_or_init(detect)
     }
 }
 

@@ -6,11 +6,9 @@
 //! part of the product: no kernel chooses by it.
 
 mod arithmetic;
-mod caches;
 mod reads;
 
-pub use caches::Caches;
-
+use crate::caches::Caches;
 use crate::isa::{Isa, TIERS};
 use crate::memory::Buffer;
 use crate::team::{Team, TeamError};
@@ -104,8 +102,8 @@ pub struct Ceilings {
     /// Cycles a second of one core, by a chain of dependent instructions; `None` where there is no
     /// such chain for the architecture.
     pub clock: Option<f64>,
-    /// Cache capacities.
-    pub caches: Caches,
+    /// Cache capacities, where the processor states them.
+    pub caches: Option<Caches>,
     /// Arithmetic, slowest tier first.
     pub peaks: Vec<Peak>,
     /// Reads: all levels of a tier, then those of the next.
@@ -132,7 +130,7 @@ impl Ceilings {
 
     fn measure_with(workers: usize, effort: Effort) -> std::io::Result<Ceilings> {
         let mut teams = Teams { one: Team::new(1)?, all: Team::new(workers)?, effort };
-        let caches = Caches::of_this_machine();
+        let caches = Caches::stated();
         let workers = teams.all.workers();
         let begun = Instant::now();
         teams.all.run(|_| while begun.elapsed() < SETTLE {}).map_err(failed)?;
@@ -171,16 +169,11 @@ impl Ceilings {
     /// Where a loop over `footprint` bytes, split evenly over `workers`, finds them.
     pub fn level(&self, footprint: usize, workers: usize) -> Level {
         let share = footprint.div_ceil(workers.max(1));
-        let Caches { l1, l2, l3 } = self.caches;
-        let holds = |size: Option<usize>, bytes: usize| size.is_some_and(|size| bytes <= size);
-        if holds(l1, share) {
-            Level::L1
-        } else if holds(l2, share) {
-            Level::L2
-        } else if holds(l3, footprint) {
-            Level::L3
-        } else {
-            Level::Memory
+        match self.caches {
+            Some(caches) if share <= caches.l1 => Level::L1,
+            Some(caches) if share <= caches.l2 => Level::L2,
+            Some(caches) if footprint <= caches.l3 => Level::L3,
+            _ => Level::Memory,
         }
     }
 
@@ -259,23 +252,20 @@ fn clock(teams: &mut Teams) -> std::io::Result<Option<f64>> {
     Ok(Some(CYCLES as f64 / seconds))
 }
 
-fn readings(teams: &mut Teams, caches: Caches) -> std::io::Result<Vec<Reading>> {
+fn readings(teams: &mut Teams, caches: Option<Caches>) -> std::io::Result<Vec<Reading>> {
     let workers = teams.all.workers();
     let mut footprints = Vec::new();
     let whole = |bytes: usize| bytes / reads::BLOCK * reads::BLOCK;
-    if let Some(l1) = caches.l1 {
+    if let Some(Caches { l1, l2, l3 }) = caches {
         footprints.push((Level::L1, whole(l1 / 2)));
-    }
-    if let Some(l2) = caches.l2 {
         footprints.push((Level::L2, whole(l2 / 2)));
-    }
-    if let Some(l3) = caches.l3 {
-        // So much that little of it stays in L2, and that all cores' parts fit together.
-        let many = caches.l2.map_or(l3, |l2| 8 * l2);
-        footprints.push((Level::L3, whole((l3 / (2 * workers)).min(many))));
+        if l3 > 0 {
+            // So much that little of it stays in L2, and that all cores' parts fit together.
+            footprints.push((Level::L3, whole((l3 / (2 * workers)).min(8 * l2))));
+        }
     }
     let bounds = &teams.effort.memory;
-    let largest = caches.l3.or(caches.l2).unwrap_or(0);
+    let largest = caches.map_or(0, |caches| caches.l3.max(caches.l2));
     let memory = (4 * largest).clamp(*bounds.start(), *bounds.end()) / workers;
     footprints.push((Level::Memory, whole(memory)));
     let most = footprints.iter().map(|&(_, bytes)| bytes).max().unwrap_or(0);
@@ -333,11 +323,13 @@ fn hand_off(teams: &mut Teams) -> std::io::Result<f64> {
 
 impl fmt::Display for Ceilings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = |bytes: Option<usize>| {
-            bytes.map_or("unknown".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
-        };
-        let Caches { l1, l2, l3 } = self.caches;
-        writeln!(f, "Caches: L1d {}, L2 {}, L3 {}.", size(l1), size(l2), size(l3))?;
+        match self.caches {
+            Some(Caches { l1, l2, l3 }) => {
+                let [l1, l2, l3] = [l1, l2, l3].map(|bytes| bytes >> 10);
+                writeln!(f, "Caches: L1d {l1} KiB, L2 {l2} KiB, L3 {l3} KiB.")?;
+            }
+            None => writeln!(f, "Caches: unknown.")?,
+        }
         match self.clock {
             Some(clock) => writeln!(f, "Clock: {:.2} GHz.", clock / 1e9)?,
             None => writeln!(f, "Clock: not measured on this architecture.")?,
@@ -369,15 +361,15 @@ impl fmt::Display for Ceilings {
 mod tests {
     use super::*;
 
-    fn ceilings(caches: Caches) -> Ceilings {
+    fn ceilings(caches: Option<Caches>) -> Ceilings {
         let (peaks, readings) = (Vec::new(), Vec::new());
         Ceilings { workers: 2, clock: None, caches, peaks, readings, hand_off: None }
     }
 
     #[test]
     fn a_footprint_is_served_by_the_smallest_level_that_holds_it() {
-        let caches = Caches { l1: Some(32 << 10), l2: Some(1 << 20), l3: Some(32 << 20) };
-        let known = ceilings(caches);
+        let caches = Caches { l1: 32 << 10, l2: 1 << 20, l3: 32 << 20 };
+        let known = ceilings(Some(caches));
         assert_eq!(known.level(32 << 10, 1), Level::L1);
         assert_eq!(known.level((32 << 10) + 1, 1), Level::L2);
         assert_eq!(known.level(64 << 10, 2), Level::L1);
@@ -385,7 +377,8 @@ mod tests {
         // Two cores have two second levels, but one third.
         assert_eq!(known.level(2 << 20, 2), Level::L2);
         assert_eq!(known.level((32 << 20) + 1, 2), Level::Memory);
-        assert_eq!(ceilings(Caches::default()).level(1, 1), Level::Memory);
+        assert_eq!(ceilings(Some(Caches { l3: 0, ..caches })).level(2 << 20, 1), Level::Memory);
+        assert_eq!(ceilings(None).level(1, 1), Level::Memory);
     }
 
     #[test]
