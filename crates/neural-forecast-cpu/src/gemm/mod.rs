@@ -5,9 +5,9 @@
 //! product); more rows are copied next to each other in blocks that L2 holds. Bits do not depend on
 //! the number of rows, see [`crate::tile`].
 //!
-//! `packed` lays weights out, `product` walks rows and panels in f32 arithmetic, `low` in bf16 and
-//! int8, `epilogue` ends a product. Does not decide who computes what beyond an even split of rows
-//! or panels over the team.
+//! `packed` lays weights out, `parts` groups panels, `product` walks rows and panels in f32
+//! arithmetic, `low` in bf16 and int8, `epilogue` ends a product. Does not decide who computes what
+//! beyond an even split of rows or panels over the team.
 
 mod epilogue;
 mod low;

@@ -6,10 +6,10 @@
 //! estimates. What differs most from machine to machine, the sizes of the caches, is read from the
 //! processor.
 
+use super::pipeline::Pipeline;
 use super::{Direction, Rnn};
 use crate::caches::Caches;
 use crate::gemm::Packed;
-use std::ops::Range;
 
 /// Cycles to bring 64 bytes that are read again every step from L1, L2, L3 and memory into a
 /// register: 52, 30, 25 and 4 bytes a cycle.
@@ -22,17 +22,6 @@ const BARRIER: f64 = 1000.0;
 const GATE: f64 = 35.0;
 /// Steps of a chunk of the pipeline that are tried.
 const CHUNKS: [usize; 4] = [2, 4, 8, 16];
-
-/// A pipeline of layers.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Pipeline {
-    /// Layers of each worker.
-    pub stages: Vec<Range<usize>>,
-    /// Steps of a chunk.
-    pub chunk: usize,
-    /// Cycles.
-    pub cost: f64,
-}
 
 /// A stack with rows and steps, on a machine.
 pub(super) struct Model<'a> {
@@ -51,7 +40,7 @@ impl Model<'_> {
         }
         let tried = CHUNKS.into_iter().filter(|&chunk| chunk < self.steps);
         let best = tried
-            .map(|chunk| self.stages(workers, chunk))
+            .map(|chunk| self.tasks(workers, chunk))
             .min_by(|a, b| a.cost.total_cmp(&b.cost))?;
         (best.cost < self.units(workers)).then_some(best)
     }
@@ -71,47 +60,24 @@ impl Model<'_> {
         self.rnn.layers.iter().flatten().map(layer).sum()
     }
 
-    /// The split into stages of contiguous layers whose slowest stage is fastest.
-    fn stages(&self, workers: usize, chunk: usize) -> Pipeline {
-        let layers = self.rnn.layers.len();
-        // best[l]: the slowest stage of layers `l..`, and where its first stage ends.
-        let mut best = vec![(f64::INFINITY, layers); layers + 1];
-        best[layers].0 = 0.0;
-        let mut ends = Vec::new();
-        for _ in 0..workers.min(layers) {
-            let rest = best.clone();
-            for (l, best) in best[..layers].iter_mut().enumerate() {
-                let ending = |end: usize| (self.stage(l..end, chunk).max(rest[end].0), end);
-                let options = (l + 1..=layers).map(ending);
-                *best = options.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, layers));
-            }
-            ends.push(best.iter().map(|&(_, end)| end).collect::<Vec<_>>());
-        }
-        let (mut stages, mut start) = (Vec::new(), 0);
-        for ends in ends.iter().rev() {
-            let end = if start < layers { ends[start] } else { layers };
-            stages.push(start..end);
-            start = end;
-        }
-        stages.resize(workers, layers..layers);
-        let share = chunk as f64 / self.steps as f64;
-        let used = stages.iter().filter(|s| !s.is_empty()).count();
-        let filling = stages.iter().take(used.saturating_sub(1));
-        let fill: f64 = filling.map(|s| share * self.stage(s.clone(), chunk)).sum();
-        let meetings = HAND_OFF * (self.steps as f64 / chunk as f64);
-        Pipeline { stages, chunk, cost: best[0].0 + fill + meetings + 2.0 * BARRIER }
-    }
-
-    /// All steps of some layers on one worker.
-    fn stage(&self, layers: Range<usize>, chunk: usize) -> f64 {
-        let layers = &self.rnn.layers[layers];
-        let bytes = |layer: &Direction| recurrent_bytes(layer) + input_bytes(layer);
-        let set: usize = layers.iter().flatten().map(bytes).sum();
-        let read = self.read(set as f64, 1);
-        let layer = |layer: &Direction| {
-            self.steps as f64 * self.step(layer, read) + self.inputs(layer, chunk, 1)
+    /// The pipeline with chunks of so many steps.
+    fn tasks(&self, workers: usize, chunk: usize) -> Pipeline {
+        let layers = || self.rnn.layers.iter().flatten();
+        // A chunk's first step may find another layer's weights in the caches near the core.
+        let all: usize = layers().map(|l| recurrent_bytes(l) + input_bytes(l)).sum();
+        let first = self.read(all as f64, workers);
+        let cost = |layer: &Direction| {
+            let again = self.read(recurrent_bytes(layer) as f64, workers);
+            let steps = self.step(layer, first) + (chunk - 1) as f64 * self.step(layer, again);
+            let inputs = self.inputs(layer, chunk, 1) * chunk as f64 / self.steps as f64;
+            // Each task also fetches what another worker wrote, and enters its products anew.
+            HAND_OFF + inputs + steps
         };
-        layers.iter().flatten().map(layer).sum()
+        let costs: Vec<f64> = layers().map(cost).collect();
+        let chunks = self.steps.div_ceil(chunk);
+        let mut pipeline = Pipeline::new(&costs, chunks, chunk, workers, HAND_OFF);
+        pipeline.cost += 2.0 * BARRIER;
+        pipeline
     }
 
     /// One step of a layer without its input products, where a vector of weights takes `read`.

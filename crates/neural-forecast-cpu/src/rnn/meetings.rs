@@ -39,14 +39,20 @@ impl<'a> Meetings<'a> {
         }
     }
 
-    /// Waits until worker `other` has published once more than this worker.
-    #[inline]
-    pub(super) fn wait_ahead(&self, other: usize) {
-        self.wait_for(other, self.count.get() + 1);
+    /// How often this worker has published.
+    pub(super) fn count(&self) -> u32 {
+        self.count.get()
     }
 
+    /// Publishes up to a count, so that all workers are equal again after such a series.
+    pub(super) fn publish_until(&self, count: u32) {
+        self.count.set(count);
+        self.worker.announce(count);
+    }
+
+    /// Waits until worker `other` has published up to a count.
     #[inline]
-    fn wait_for(&self, other: usize, count: u32) {
+    pub(super) fn wait_for(&self, other: usize, count: u32) {
         #[cfg(test)]
         noise::disturb();
         self.worker.wait_for(other, count);

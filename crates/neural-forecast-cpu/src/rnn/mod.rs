@@ -17,6 +17,7 @@ mod cost;
 mod meetings;
 mod pack;
 mod pass;
+mod pipeline;
 mod schedule;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 //! batch, a number of steps and a team.
 
 use super::Rnn;
-use super::cost::{Model, Pipeline};
+use super::cost::Model;
+use super::pipeline::{Pipeline, Task};
 use crate::caches::Caches;
 use crate::memory::Buffer;
 use std::ops::Range;
@@ -42,8 +43,9 @@ pub struct Schedule {
     pub(super) layout: Layout,
     pub(super) memory: Buffer,
     pub(super) workers: usize,
-    /// Layers of each worker, where they are shared so.
-    pub(super) stages: Vec<Range<usize>>,
+    /// Of each worker, where layers are shared, and the most that one has.
+    pub(super) tasks: Vec<Vec<Task>>,
+    pub(super) longest: u32,
 }
 
 /// Offsets in a worker's (or the team's) memory, in floats.
@@ -125,13 +127,13 @@ impl Rnn {
         let chunk = (self.chunk_rows() / block.max(1)).clamp(1, steps.max(1));
         let (layers, directions) = (self.layers.len(), self.directions());
         let between = layers.saturating_sub(1);
-        let (mode, chunk, stages, sequences, places) = match way {
-            Way::Rows => (Mode::Rows, chunk, Vec::new(), between.min(2), directions),
-            Way::Units => (Mode::Units, chunk, Vec::new(), between.min(2), directions),
-            Way::Layers(Pipeline { stages, chunk, .. }) => {
-                (Mode::Layers, chunk, stages, between, layers)
-            }
+        let none = Pipeline { tasks: Vec::new(), chunk, cost: 0.0 };
+        let (mode, pipeline, sequences, places) = match way {
+            Way::Rows => (Mode::Rows, none, between.min(2), directions),
+            Way::Units => (Mode::Units, none, between.min(2), directions),
+            Way::Layers(pipeline) => (Mode::Layers, pipeline, between, layers),
         };
+        let (longest, Pipeline { tasks, chunk, .. }) = (pipeline.longest(), pipeline);
         let mut layout = Layout {
             sequences,
             sequence: line(block * steps * directions * self.width),
@@ -144,7 +146,7 @@ impl Rnn {
         layout.bytes = sequences * layout.sequence + places * layout.direction;
         let copies = if mode == Mode::Rows { workers } else { 1 };
         let memory = Buffer::zeroed(copies * layout.bytes);
-        Schedule { batch, steps, keep, mode, block, chunk, layout, memory, workers, stages }
+        Schedule { batch, steps, keep, mode, block, chunk, layout, memory, workers, tasks, longest }
     }
 }
 

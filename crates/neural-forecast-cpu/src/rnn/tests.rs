@@ -1,7 +1,8 @@
 //! Against a reference in `f64` that goes unit by unit, and against itself in other shapes.
 
-use super::cost::{Model, Pipeline};
+use super::cost::Model;
 use super::meetings::noise;
+use super::pipeline::Pipeline;
 use super::schedule::Way;
 use super::*;
 use crate::caches::Caches;
@@ -338,19 +339,19 @@ fn a_window_equals_its_steps() {
     }
 }
 
-/// All ways for several workers to share a run: by units, and by every split of the layers.
-fn ways(layers: usize, directions: usize, workers: usize) -> Vec<Way> {
+/// Many ways for several workers to share a run of so many steps: by rows, by units, and by
+/// pipelines of layers with costs that differ, so that layers change workers.
+fn ways(layers: usize, directions: usize, workers: usize, steps: usize) -> Vec<Way> {
     let mut ways = vec![Way::Rows, Way::Units];
     if directions > 1 {
         return ways;
     }
-    for cut in 0..=layers {
-        for chunk in [1, 3, 8] {
-            let middle = if workers > 2 { (cut + layers).div_ceil(2) } else { layers };
-            let mut stages = vec![0..cut, cut..middle, middle..layers];
-            stages.retain(|stage| !stage.is_empty());
-            stages.resize(workers, layers..layers);
-            ways.push(Way::Layers(Pipeline { stages, chunk, cost: 0.0 }));
+    for dearest in 0..=layers {
+        for (chunk, hand_off) in [(1, 0.0), (1, 0.7), (3, 0.0), (3, 4.0), (8, 0.1)] {
+            let cost = |layer| if layer == dearest { 3.0 } else { 1.0 };
+            let costs: Vec<f64> = (0..layers).map(cost).collect();
+            let chunks = steps.div_ceil(chunk);
+            ways.push(Way::Layers(Pipeline::new(&costs, chunks, chunk, workers, hand_off)));
         }
     }
     ways
@@ -386,7 +387,7 @@ fn every_way_to_share_gives_the_bits_of_one_worker() {
                         // Every tier and precision meets a third of the ways, another one each
                         // time.
                         turn += 1;
-                        let ways = ways(case.layers.len(), rnn.directions(), workers);
+                        let ways = ways(case.layers.len(), rnn.directions(), workers, steps);
                         for way in ways.into_iter().skip(turn % 3).step_by(3) {
                             let what = format!("{:?} {} {way:?}", case.cell, isa.name());
                             let shape = (batch, steps, keep);
@@ -417,7 +418,7 @@ fn hand_overs_survive_scheduling_noise() {
         for seed in 1..3 {
             noise::set(seed);
             for workers in [2, 3, 4] {
-                for way in ways(case.layers.len(), 1, workers) {
+                for way in ways(case.layers.len(), 1, workers, steps) {
                     let what = format!("{:?} {way:?} seed {seed}", case.cell);
                     let schedule = rnn.schedule_as(way, (batch, steps, steps), workers);
                     let found = run_as(&rnn, &schedule, &x, batch, None, true);
@@ -472,20 +473,18 @@ fn the_cost_model_orders_what_was_measured() {
         let rnn = case.packed(isa, Precision::F32);
         Model { rnn: &rnn, caches, rows, steps }.pipeline(workers)
     };
-    // Two layers that each fit a core's L2.
-    let two = pipeline(100, 100, 2, 1, (1, 50, 2)).unwrap();
-    assert_eq!(two.stages, [0..1, 1..2]);
-    assert!(two.chunk < 50, "{two:?}");
-    // More layers than workers.
-    let four = pipeline(16, 64, 4, 1, (1, 200, 2)).unwrap();
-    assert_eq!(four.stages, [0..2, 2..4]);
-    // More workers than layers can use: the rest has no stage.
-    if let Some(spare) = pipeline(16, 16, 2, 1, (1, 200, 3)) {
-        assert_eq!(spare.stages, [0..1, 1..2, 2..2]);
+    // Two layers that each fit a core's L2, three of which one changes workers.
+    for (layers, shape) in [(2, (100, 100)), (3, (250, 200)), (4, (16, 64))] {
+        let shared = pipeline(shape.0, shape.1, layers, 1, (1, 100, 2)).unwrap();
+        let [first, second] = [&shared.tasks[0], &shared.tasks[1]].map(Vec::len);
+        // The first layer's tasks may take longer.
+        let apart = first.abs_diff(second);
+        assert!(apart <= first.max(second) / 4, "{layers} layers: {first} and {second}");
+        assert!(shared.chunk < 50, "{shared:?}");
     }
-    // Two layers of one worker would not fit its L2; a single layer, one step, two directions and
-    // one worker have nothing to pipeline.
-    assert_eq!(pipeline(250, 200, 3, 1, (1, 100, 2)), None);
+    // Layers that fit no core's caches; a single layer, one step, two directions and one worker
+    // have nothing to pipeline.
+    assert_eq!(pipeline(50, 1000, 2, 1, (1, 100, 2)), None);
     assert_eq!(pipeline(100, 100, 1, 1, (1, 50, 2)), None);
     assert_eq!(pipeline(100, 100, 2, 1, (1, 1, 2)), None);
     assert_eq!(pipeline(10, 32, 2, 2, (1, 50, 2)), None);
