@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use neural_forecast_runtime::counters::Counters;
 use neural_forecast_runtime::device::{
     Capabilities, Device, DeviceKind, KernelCount, LoadOptions, Precision, Resident, Support,
     WeightSource,
@@ -11,7 +12,6 @@ use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Plan;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use crate::counters::Counters;
 use crate::driver::{
     self, Context, DeviceMemory, Event, HostMemory, Library, MemoryPolicy, Stream, attribute,
 };

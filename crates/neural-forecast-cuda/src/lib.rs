@@ -4,7 +4,6 @@
 //! model. `unsafe` lives here: calls into the driver, and kernels that read and write the device
 //! addresses they are given.
 
-mod counters;
 mod device;
 mod driver;
 pub mod dry;

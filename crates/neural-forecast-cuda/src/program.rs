@@ -20,13 +20,13 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
+use neural_forecast_runtime::counters::Runs;
 use neural_forecast_runtime::device::{
     Cancel, Data, KernelClass, Program, ProgramInfo, Request, Residency, Run, YIELD_US_MAX,
 };
 use neural_forecast_runtime::plan::{DType, Entry, StateId, ValueId, sizes};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use crate::counters::Runs;
 use crate::driver::{DeviceMemory, Event, Function, Graph, HostMemory, Stream, copy_streaming};
 use crate::launch::Launch;
 use crate::resident::Shared;

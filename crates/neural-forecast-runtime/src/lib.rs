@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod arena;
+pub mod counters;
 pub mod device;
 mod error;
 pub mod flops;

@@ -10,12 +10,18 @@ use std::process::Command;
 
 /// Which package of the workspace may depend on which: everything points downwards.
 /// `neural-forecast-tests` and `neural-forecast-benches` may see all of them.
-const DIRECTION: [(&str, &[&str]); 6] = [
+const DIRECTION: [(&str, &[&str]); 7] = [
     ("neural-forecast-cli", &["neural-forecast"]),
     (
         "neural-forecast",
-        &["neural-forecast-cpu", "neural-forecast-cuda", "neural-forecast-runtime"],
+        &[
+            "neural-forecast-cpu",
+            "neural-forecast-cuda",
+            "neural-forecast-runtime",
+            "neural-forecast-wgpu",
+        ],
     ),
+    ("neural-forecast-wgpu", &["neural-forecast-runtime"]),
     ("neural-forecast-cuda", &["neural-forecast-runtime"]),
     ("neural-forecast-cpu", &["neural-forecast-runtime"]),
     ("neural-forecast-runtime", &[]),

@@ -1,11 +1,15 @@
-//! Rules about CUDA kernels: what is embedded was built from the source beside it.
+//! Rules about GPU kernels: CUDA's are embedded as built from the source beside them, WebGPU's as
+//! their text.
 //!
 //! Needs no compiler; that the bytes are what the pinned compilers give is `cargo xtask ptx
-//! --check`'s business.
+//! --check`'s business, that shaders are valid is the WebGPU backend's tests'.
 
 use super::{Problem, Tree};
 use crate::ptx::source_line;
 use std::path::Path;
+
+/// What embeds shaders.
+const SHADER_LIST: &str = "crates/neural-forecast-wgpu/src/kernel.rs";
 
 /// Line length of kernel sources, as of Rust sources.
 const COLUMNS_MAX: usize = 100;
@@ -38,6 +42,31 @@ pub(super) fn built_files(root: &Path, tree: &Tree) -> Vec<Problem> {
         let stem = name.strip_suffix(".ptx").or_else(|| name.strip_suffix(".fatbin"));
         if stem.is_some_and(|stem| !has(&format!("ptx/{stem}.cu"))) {
             problems.push(Problem::of(&file.path, "its source `.cu` is gone"));
+        }
+    }
+    problems
+}
+
+/// Every shader opens by saying what it is, keeps to the line length, and is named in the list of
+/// kernels, which is what embeds it.
+pub(super) fn shaders(tree: &Tree) -> Vec<Problem> {
+    let list = tree.texts().find(|(file, _)| file.path == SHADER_LIST).map_or("", |(_, text)| text);
+    let mut problems = Vec::new();
+    for (file, text) in tree.texts() {
+        let Some(name) = file.path.strip_prefix("wgsl/") else { continue };
+        let Some(stem) = name.strip_suffix(".wgsl") else { continue };
+        if !text.starts_with("//") {
+            problems.push(Problem::at(&file.path, 1, "expected the file to open with `//`"));
+        }
+        for (number, line) in text.lines().enumerate() {
+            if line.chars().count() > COLUMNS_MAX {
+                let message = format!("longer than {COLUMNS_MAX} columns");
+                problems.push(Problem::at(&file.path, number + 1, message));
+            }
+        }
+        let named = [format!("\"{stem}\""), format!("/{stem}.wgsl\"")];
+        if !named.iter().any(|name| list.contains(name)) {
+            problems.push(Problem::of(&file.path, format!("is not named in {SHADER_LIST}")));
         }
     }
     problems
@@ -95,6 +124,18 @@ mod tests {
         assert!(found.len() == 2 && found[0].contains("another source"), "{found:?}");
         let found = problems("opening", "int a;\n", None);
         assert!(found[0].contains("open with"), "{found:?}");
+    }
+
+    #[test]
+    fn a_shader_that_nothing_embeds_is_found() {
+        let list = (SHADER_LIST, "A: \"a\"; include_str!(\"../wgsl/shared.wgsl\")");
+        let good = [list, ("wgsl/a.wgsl", "// a\n"), ("wgsl/shared.wgsl", "// b\n")];
+        assert_eq!(shaders(&Tree::of(&good)), []);
+        let long = format!("// c\n{}\n", "x".repeat(101));
+        let found = shaders(&Tree::of(&[list, ("wgsl/c.wgsl", &long), ("wgsl/a.wgsl", "fn\n")]));
+        let found: Vec<String> = found.iter().map(Problem::to_string).collect();
+        assert!(found.len() == 3 && found[0].contains("wgsl/c.wgsl:2"), "{found:?}");
+        assert!(found[1].contains("not named") && found[2].contains("open with"), "{found:?}");
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub fn check(root: &Path) -> Result<Vec<Problem>, String> {
 
 /// The rules that need nothing but the files.
 fn check_files(tree: &Tree) -> Vec<Problem> {
-    let rules: [fn(&Tree) -> Vec<Problem>; 11] = [
+    let rules: [fn(&Tree) -> Vec<Problem>; 12] = [
         sources::module_docs,
         sources::line_length,
         sources::banned_names,
@@ -75,6 +75,7 @@ fn check_files(tree: &Tree) -> Vec<Problem> {
         documents::machine_paths,
         documents::private_hosts,
         fixtures::dead_files,
+        kernels::shaders,
     ];
     rules.iter().flat_map(|rule| rule(tree)).collect()
 }

@@ -1,4 +1,5 @@
-//! How often each kernel was launched since a device opened.
+//! How often each kernel was launched since a device opened: what backends whose programs are lists
+//! of launches count with.
 //!
 //! A program counts its runs; the launches of a run are known when it is compiled, so nothing is
 //! looked up while it runs.
@@ -7,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use neural_forecast_runtime::device::KernelCount;
+use crate::device::KernelCount;
 
 /// The counts of one device.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub struct Counters {
     known: Mutex<Known>,
 }
 
@@ -24,7 +25,7 @@ struct Known {
 
 /// The runs of one program, and what each launches.
 #[derive(Debug)]
-pub(crate) struct Runs {
+pub struct Runs {
     launches: BTreeMap<String, u64>,
     runs: AtomicU64,
     counters: Arc<Counters>,
@@ -37,10 +38,7 @@ impl Counters {
     }
 
     /// Begins to count a program's runs, each of which launches these kernels.
-    pub(crate) fn program<'a>(
-        self: &Arc<Self>,
-        kernels: impl Iterator<Item = &'a str>,
-    ) -> Arc<Runs> {
+    pub fn program<'a>(self: &Arc<Self>, kernels: impl Iterator<Item = &'a str>) -> Arc<Runs> {
         let mut launches = BTreeMap::new();
         for kernel in kernels {
             *launches.entry(kernel.to_owned()).or_insert(0) += 1;
@@ -52,7 +50,7 @@ impl Counters {
     }
 
     /// All counts, by name.
-    pub(crate) fn snapshot(&self) -> Vec<KernelCount> {
+    pub fn snapshot(&self) -> Vec<KernelCount> {
         // Collected first: dropping the last handle of a program locks the counts.
         let (alive, mut counts) = {
             let known = self.lock();
@@ -67,7 +65,7 @@ impl Counters {
 
 impl Runs {
     /// Counts a run.
-    pub(crate) fn count(&self) {
+    pub fn count(&self) {
         self.runs.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -1,0 +1,276 @@
+//! An adapter as a device of the runtime: opened, described, watched.
+
+use std::sync::Arc;
+
+use neural_forecast_runtime::counters::Counters;
+use neural_forecast_runtime::device::{
+    Capabilities, Device, DeviceKind, KernelCount, LoadOptions, Precision, Resident, Support,
+    WeightSource,
+};
+use neural_forecast_runtime::ops::Op;
+use neural_forecast_runtime::plan::Plan;
+use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+
+use crate::adapter::{self, AdapterReport};
+use crate::health::{Health, checked};
+use crate::kernel::Pipelines;
+use crate::resident::WgpuResident;
+use crate::step;
+
+/// How an adapter is opened.
+#[derive(Clone, Debug, Default)]
+pub struct WgpuOptions {
+    /// Take adapters of this backend alone: `vulkan`, `metal` or `dx12`.
+    pub backend: Option<String>,
+    /// Most bytes that the weights, states and programs of one plan may take.
+    pub memory_bytes_max: Option<u64>,
+    /// Ask for no more than WebGPU guarantees everywhere, whatever the adapter has.
+    pub minimum_limits: bool,
+}
+
+/// An opened adapter. Residents and programs keep it open.
+#[derive(Debug)]
+pub struct WgpuDevice {
+    shared: Arc<Shared>,
+}
+
+/// What a device, its residents and their programs share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: wgpu::Limits,
+    pub(crate) pipelines: Pipelines,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) memory_bytes_max: Option<u64>,
+    report: AdapterReport,
+}
+
+impl Shared {
+    /// Makes calls with their errors caught; see [`checked`].
+    pub(crate) fn checked<T>(
+        &self,
+        kind: DeviceErrorKind,
+        what: &str,
+        calls: impl FnOnce() -> T,
+    ) -> Result<T, DeviceError> {
+        checked(&self.device, &self.health, (kind, what), calls)
+    }
+
+    /// A buffer of so many bytes, of zeros.
+    pub(crate) fn buffer(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, DeviceError> {
+        let most = self.limits.max_buffer_size;
+        if bytes > most {
+            let message =
+                format!("{what}: a buffer of {bytes} bytes, the device has {most} at most");
+            return Err(DeviceError::new(DeviceErrorKind::OutOfMemory, message));
+        }
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(what),
+            size: bytes.max(16).next_multiple_of(16),
+            usage,
+            mapped_at_creation: false,
+        };
+        let create = || self.device.create_buffer(&descriptor);
+        self.checked(DeviceErrorKind::OutOfMemory, what, create)
+    }
+
+    /// Most bytes that a storage binding may have.
+    pub(crate) fn binding_bytes_max(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size
+    }
+}
+
+impl WgpuDevice {
+    /// Opens an adapter by its number in [`crate::adapters`] of the same backend.
+    ///
+    /// # Errors
+    /// `Unsupported` without a driver or an adapter of this number, `OutOfMemory` or `Lost` where
+    /// it gives no device.
+    pub fn open(ordinal: usize, options: WgpuOptions) -> Result<WgpuDevice, DeviceError> {
+        let backends = adapter::backends(options.backend.as_deref())?;
+        let mut adapters = adapter::find(backends)?;
+        if ordinal >= adapters.len() {
+            let message = format!("gpu:{ordinal} of {} WebGPU adapters", adapters.len());
+            return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
+        }
+        WgpuDevice::from_adapter(ordinal, &adapters.swap_remove(ordinal), &options)
+    }
+
+    /// As [`WgpuDevice::open`], of the device that computes nothing and checks every call, with the
+    /// least that WebGPU guarantees.
+    ///
+    /// # Errors
+    /// Where wgpu gives none.
+    #[cfg(test)]
+    pub(crate) fn open_noop(options: &WgpuOptions) -> Result<WgpuDevice, DeviceError> {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::NOOP;
+        descriptor.backend_options.noop = wgpu::NoopBackendOptions::enabled();
+        let instance = wgpu::Instance::new(descriptor);
+        let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::NOOP));
+        let none = || DeviceError::new(DeviceErrorKind::Unsupported, "no noop adapter");
+        WgpuDevice::from_adapter(0, adapters.first().ok_or_else(none)?, options)
+    }
+
+    /// Every shader variant made so far.
+    #[cfg(test)]
+    pub(crate) fn variants(&self) -> Vec<(&'static str, crate::kernel::Constants)> {
+        self.shared.pipelines.variants()
+    }
+
+    fn from_adapter(
+        ordinal: usize,
+        adapter: &wgpu::Adapter,
+        options: &WgpuOptions,
+    ) -> Result<WgpuDevice, DeviceError> {
+        let report = adapter::report(ordinal, &adapter.get_info());
+        let limits = match options.minimum_limits {
+            true => wgpu::Limits::defaults(),
+            false => adapter.limits(),
+        };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("neural-forecast"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits,
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        };
+        let opened = pollster::block_on(adapter.request_device(&descriptor));
+        let (device, queue) = opened.map_err(|error| {
+            let message = format!("gpu:{ordinal} ({}): {error}", report.name);
+            DeviceError::new(DeviceErrorKind::Unsupported, message)
+        })?;
+        let health = Arc::new(Health::default());
+        let kept = Arc::clone(&health);
+        device.on_uncaptured_error(Arc::new(move |error| kept.record(&error)));
+        let lost = Arc::clone(&health);
+        let name = format!("gpu:{ordinal} ({})", report.name);
+        device.set_device_lost_callback(move |reason, message| {
+            lost.lose(format!("{name}: {reason:?} {message}").trim_end().to_owned());
+        });
+        let limits = device.limits();
+        let place = (DeviceErrorKind::Compile, "binding layouts");
+        let pipelines = checked(&device, &health, place, || Pipelines::new(&device))?;
+        let capabilities = capabilities(&report, adapter, &limits, options);
+        let shared = Shared {
+            device,
+            queue,
+            limits,
+            pipelines,
+            counters: Arc::default(),
+            health,
+            capabilities,
+            memory_bytes_max: options.memory_bytes_max,
+            report,
+        };
+        Ok(WgpuDevice { shared: Arc::new(shared) })
+    }
+
+    /// The adapter's facts.
+    pub fn adapter(&self) -> &AdapterReport {
+        &self.shared.report
+    }
+
+    /// Gives the device up as a driver does that resets it: everything on it answers
+    /// [`DeviceErrorKind::Lost`] from then on.
+    pub fn destroy(&self) {
+        self.shared.device.destroy();
+        // The callback may come later, or not at all for a loss by one's own hand.
+        self.shared.health.lose(format!("{} was given up", self.shared.capabilities.id));
+    }
+}
+
+fn capabilities(
+    report: &AdapterReport,
+    adapter: &wgpu::Adapter,
+    limits: &wgpu::Limits,
+    options: &WgpuOptions,
+) -> Capabilities {
+    let info = adapter.get_info();
+    let feature = |name: &str, value: String| (name.to_owned(), value);
+    let has = |what: wgpu::Features| match adapter.features().contains(what) {
+        true => "yes".to_owned(),
+        false => "no".to_owned(),
+    };
+    let unified =
+        matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu);
+    Capabilities {
+        kind: DeviceKind::Gpu,
+        id: format!("gpu:{}", report.ordinal),
+        name: report.name.clone(),
+        precisions: vec![Precision::F32],
+        // WebGPU tells no more of a device's memory than its largest buffer.
+        memory_bytes: options.memory_bytes_max.unwrap_or(u64::MAX).min(limits.max_buffer_size),
+        bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
+        binding_bytes_max: limits.max_storage_buffer_binding_size,
+        unified_memory: unified,
+        cooperative: false,
+        peak_flops: Vec::new(),
+        features: vec![
+            feature("backend", report.backend.to_owned()),
+            feature("type", report.device_type.to_owned()),
+            feature("driver", report.driver.clone()),
+            feature("binding_bytes_max", limits.max_storage_buffer_binding_size.to_string()),
+            feature("buffer_bytes_max", limits.max_buffer_size.to_string()),
+            feature("workgroup_bytes_max", limits.max_compute_workgroup_storage_size.to_string()),
+            feature(
+                "workgroup_invocations_max",
+                limits.max_compute_invocations_per_workgroup.to_string(),
+            ),
+            feature("subgroups", format!("{}..{}", info.subgroup_min_size, info.subgroup_max_size)),
+            feature("subgroup_operations", has(wgpu::Features::SUBGROUP)),
+            feature("shader_f16", has(wgpu::Features::SHADER_F16)),
+            feature("mappable_storage", has(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)),
+            feature("timestamps", has(wgpu::Features::TIMESTAMP_QUERY)),
+        ],
+    }
+}
+
+impl Device for WgpuDevice {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    fn support(&self, op: &Op, precision: Precision) -> Support {
+        if precision != Precision::F32 {
+            return Support::Unsupported(no_precision(&self.shared, precision));
+        }
+        match op {
+            Op::EncoderStack(_) | Op::DecoderStack(_) => Support::Lowered,
+            _ if step::has_kernel(op) => Support::Native,
+            _ => Support::Unsupported(format!("op `{}` on WebGPU", op.name())),
+        }
+    }
+
+    fn load(
+        &self,
+        plan: &Plan,
+        weights: &dyn WeightSource,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Resident>, DeviceError> {
+        if options.precision != Precision::F32 {
+            let message = no_precision(&self.shared, options.precision);
+            return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
+        }
+        let resident = WgpuResident::load(Arc::clone(&self.shared), plan, weights, options)?;
+        Ok(Box::new(resident))
+    }
+
+    fn kernel_counts(&self) -> Vec<KernelCount> {
+        self.shared.counters.snapshot()
+    }
+}
+
+fn no_precision(shared: &Shared, precision: Precision) -> String {
+    let Capabilities { id, name, .. } = &shared.capabilities;
+    format!("precision `{}` on {id} ({name}), which has f32", precision.name())
+}

@@ -1,0 +1,123 @@
+//! Checks without a GPU: every program of the conformance cases against the least that WebGPU
+//! guarantees, and every shader variant that they need in the languages of all backends.
+//!
+//! The noop backend runs all of wgpu's validation and computes nothing.
+
+use std::collections::BTreeMap;
+
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Request};
+use neural_forecast_runtime::plan::Bucket;
+use neural_forecast_runtime::testing::cases;
+
+use crate::device::{WgpuDevice, WgpuOptions};
+use crate::kernel::{ALL, Constants, Kernel};
+use crate::wide_cases::wide;
+
+fn minimum() -> WgpuDevice {
+    let options = WgpuOptions { minimum_limits: true, ..WgpuOptions::default() };
+    WgpuDevice::open_noop(&options).expect("the noop backend is always there")
+}
+
+/// Compiles every case on a device; messages of those that it refuses.
+fn compile_all(device: &WgpuDevice) -> Vec<String> {
+    let mut failures = Vec::new();
+    for case in cases().into_iter().chain(wide()) {
+        for (fuse, lower) in [(true, false), (false, true)] {
+            let state_slots = case.bucket.batch;
+            let options = LoadOptions { fuse, lower, state_slots, ..LoadOptions::default() };
+            let compile = || {
+                let mut resident = device.load(&case.plan, &case.weights, &options)?;
+                for class in [KernelClass::Latency, KernelClass::Throughput] {
+                    for batch in [case.bucket.batch, 1] {
+                        let bucket = Bucket { batch, ..case.bucket };
+                        resident.compile(Request { entry: case.entry, bucket, class })?;
+                    }
+                }
+                Ok(())
+            };
+            let compiled: Result<(), neural_forecast_runtime::DeviceError> = compile();
+            if let Err(error) = compiled {
+                failures.push(format!("{}, fuse {fuse}: {error}", case.name));
+            }
+        }
+    }
+    failures
+}
+
+/// A variant in SPIR-V, MSL and HLSL.
+fn translate(kernel: &Kernel, constants: &Constants) -> Result<(), String> {
+    let text = kernel.text();
+    let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
+    check_parameters(kernel, &module)?;
+    let values = constants.iter().map(|&(name, value)| (name.to_owned(), f64::from(value)));
+    let values = values.collect();
+    let entry = Some((naga::ShaderStage::Compute, "main"));
+    let (module, info) =
+        naga::back::pipeline_constants::process_overrides(&module, &info, entry, &values)
+            .map_err(|e| format!("overrides: {e}"))?;
+
+    let stage = naga::ShaderStage::Compute;
+    let pipeline = spv::PipelineOptions { shader_stage: stage, entry_point: "main".into() };
+    spv::write_vec(&module, &info, &spv::Options::default(), Some(&pipeline))
+        .map_err(|e| format!("SPIR-V: {e}"))?;
+    let options = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
+    msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .map_err(|e| format!("MSL: {e}"))?;
+    let options =
+        hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..hlsl::Options::default() };
+    let pipeline = hlsl::PipelineOptions { entry_point: Some((stage, "main".into())) };
+    let mut out = String::new();
+    hlsl::Writer::new(&mut out, &options, &pipeline)
+        .write(&module, &info, None)
+        .map_err(|e| format!("HLSL: {e}"))?;
+    Ok(())
+}
+
+/// The struct of parameters has as many words as the steps give, without gaps.
+fn check_parameters(kernel: &Kernel, module: &naga::Module) -> Result<(), String> {
+    let parameters = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params"));
+    let Some((_, naga::Type { inner: naga::TypeInner::Struct { members, .. }, .. })) = parameters
+    else {
+        return Err("there is no struct `Params`".into());
+    };
+    let mut next = 0;
+    for member in members {
+        let size = module.types[member.ty].inner.size(module.to_ctx());
+        if member.offset != next {
+            let name = member.name.as_deref().unwrap_or_default();
+            return Err(format!("`{name}` is at byte {}, expected {next}", member.offset));
+        }
+        next += size;
+    }
+    match next as usize == kernel.words * 4 {
+        true => Ok(()),
+        false => Err(format!("{next} bytes of parameters, expected {} words", kernel.words)),
+    }
+}
+
+#[test]
+fn every_case_compiles_within_the_least_limits_and_its_shaders_translate() {
+    let device = minimum();
+    let failures = compile_all(&device);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+
+    let variants = device.variants();
+    let mut failures = Vec::new();
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for (name, constants) in &variants {
+        let kernel = ALL.iter().find(|kernel| kernel.name == *name).expect("it is one of all");
+        *counts.entry(*name).or_default() += 1;
+        if let Err(message) = translate(kernel, constants) {
+            failures.push(format!("{name} {constants:?}: {message}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let missing: Vec<&str> =
+        ALL.iter().map(|kernel| kernel.name).filter(|name| !counts.contains_key(name)).collect();
+    assert!(missing.is_empty(), "no case needs the kernels {missing:?}");
+    println!("{} variants of {} kernels", variants.len(), counts.len());
+}
