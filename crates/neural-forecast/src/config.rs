@@ -26,7 +26,7 @@ pub struct GPUConfig {
     pub use_unified_memory: bool,
     /// Least compute capability of an NVIDIA device, as (major, minor).
     pub compute_capability: Option<(u32, u32)>,
-    /// Graphics interface to prefer: `vulkan`, `metal`, `dx12` or `gl`.
+    /// Graphics interface to take: `vulkan`, `metal` or `dx12`.
     pub preferred_backend: Option<String>,
 }
 
@@ -39,7 +39,7 @@ impl GPUConfig {
         if self.memory_limit == Some(0) {
             return Err(config("`memory_limit` is 0 bytes, expected at least 1"));
         }
-        let known = ["vulkan", "metal", "dx12", "gl"];
+        let known = ["vulkan", "metal", "dx12"];
         match self.preferred_backend.as_deref() {
             Some(name) if !known.contains(&name) => Err(config(format!(
                 "`preferred_backend` is `{name}`, expected one of {}",

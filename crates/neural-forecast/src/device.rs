@@ -95,7 +95,8 @@ pub struct DeviceReport {
 /// Opens a device. `auto` is what [`DEVICE_VARIABLE`] names, or else the first NVIDIA GPU where
 /// this build has the feature `cuda` and the machine a driver, or else the CPU, with the reason in
 /// the result where a driver is there and its GPU cannot be used; [`FALLBACK_VARIABLE`] puts the
-/// CPU in the place of any device.
+/// CPU in the place of any device. A WebGPU adapter is taken only where it is named: which of them
+/// answers sooner than the CPU has not been measured yet.
 ///
 /// # Errors
 /// `Device`: it is not in this build or not on this machine; `Usage`: an unknown name in the
@@ -117,7 +118,7 @@ pub fn open(choice: DeviceChoice, options: &DeviceOptions) -> Result<OpenDevice>
             open_cpu(options, Some(reason))
         }
         DeviceChoice::Cuda(ordinal) => open_cuda(ordinal, options),
-        other => Err(Error::new(ErrorKind::Device, unavailable(other))),
+        DeviceChoice::Gpu(ordinal) => open_gpu(ordinal, options),
     }
 }
 
@@ -173,15 +174,49 @@ fn list_cuda(_options: &DeviceOptions) -> Vec<DeviceReport> {
     vec![DeviceReport { id: choice.to_string(), state: Err(unavailable(choice)) }]
 }
 
+#[cfg(feature = "gpu")]
+fn open_gpu(ordinal: usize, options: &DeviceOptions) -> Result<OpenDevice> {
+    let device = crate::gpu::webgpu::open(ordinal, &options.gpu)?;
+    Ok(OpenDevice { device, fallback: None })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn open_gpu(ordinal: usize, _options: &DeviceOptions) -> Result<OpenDevice> {
+    Err(Error::new(ErrorKind::Device, unavailable(DeviceChoice::Gpu(ordinal))))
+}
+
+/// Every WebGPU adapter, or why there is none.
+#[cfg(feature = "gpu")]
+fn list_gpu(options: &DeviceOptions) -> Vec<DeviceReport> {
+    let report = |choice: DeviceChoice, state| DeviceReport { id: choice.to_string(), state };
+    match neural_forecast_wgpu::adapters(options.gpu.preferred_backend.as_deref()) {
+        Err(error) => vec![report(DeviceChoice::Gpu(0), Err(error.to_string()))],
+        Ok(adapters) => adapters
+            .iter()
+            .map(|adapter| {
+                let opened = crate::gpu::webgpu::open(adapter.ordinal, &options.gpu);
+                let state = opened.map(|device| device.capabilities().clone());
+                let state = state.map_err(|error| format!("{}: {error}", adapter.name));
+                report(DeviceChoice::Gpu(adapter.ordinal), state)
+            })
+            .collect(),
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+fn list_gpu(_options: &DeviceOptions) -> Vec<DeviceReport> {
+    let choice = DeviceChoice::Gpu(0);
+    vec![DeviceReport { id: choice.to_string(), state: Err(unavailable(choice)) }]
+}
+
 /// All devices that this build knows, usable or not.
 pub fn list(options: &DeviceOptions) -> Vec<DeviceReport> {
     let cpu = open_cpu(options, None)
         .map(|open| open.device.capabilities().clone())
         .map_err(|error| error.to_string());
-    let absent = |choice| DeviceReport { id: format!("{choice}"), state: Err(unavailable(choice)) };
     let mut reports = vec![DeviceReport { id: "cpu".to_string(), state: cpu }];
     reports.extend(list_cuda(options));
-    reports.push(absent(DeviceChoice::Gpu(0)));
+    reports.extend(list_gpu(options));
     reports
 }
 
@@ -191,9 +226,10 @@ fn open_cpu(options: &DeviceOptions, fallback: Option<String>) -> Result<OpenDev
     Ok(OpenDevice { device: Arc::new(device), fallback })
 }
 
+#[cfg(not(all(feature = "cuda", feature = "gpu")))]
 fn unavailable(choice: DeviceChoice) -> String {
     let why = match choice {
-        DeviceChoice::Gpu(_) => "this version has no WebGPU backend yet (feature `gpu`)",
+        DeviceChoice::Gpu(_) => "this build has no WebGPU backend (feature `gpu`)",
         _ => "this build has no CUDA backend (feature `cuda`)",
     };
     format!("device `{choice}` is not available: {why}; use `cpu`, or set {FALLBACK_VARIABLE}=1")

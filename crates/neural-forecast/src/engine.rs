@@ -76,7 +76,7 @@ impl Engine {
         weights: &dyn WeightSource,
         options: EngineOptions,
     ) -> Result<Engine> {
-        let rows_max = rows_max(&plan);
+        let rows_max = rows_max(&plan, device.capabilities().binding_bytes_max);
         let load = LoadOptions {
             precision: options.precision,
             fuse: options.fuse,
@@ -198,8 +198,10 @@ fn run_program(
     Ok(outputs)
 }
 
-/// The largest power of two of rows whose widest entry fits [`ARENA_BYTES_MAX`].
-fn rows_max(plan: &Plan) -> usize {
+/// The largest power of two of rows whose widest entry fits [`ARENA_BYTES_MAX`], and an eighth of
+/// what the device binds at once: a stack that is lowered adds queries, keys, values and the width
+/// of its feed-forward to the values that the plan names.
+fn rows_max(plan: &Plan, binding_bytes_max: u64) -> usize {
     let length = plan.context.longest();
     let row_bytes = plan
         .entries
@@ -208,7 +210,8 @@ fn rows_max(plan: &Plan) -> usize {
         .max()
         .unwrap_or(1)
         .max(1);
-    let rows = (ARENA_BYTES_MAX / row_bytes).clamp(1, ROWS_MAX);
+    let bound = usize::try_from(binding_bytes_max / 8).unwrap_or(usize::MAX);
+    let rows = (ARENA_BYTES_MAX.min(bound) / row_bytes).clamp(1, ROWS_MAX);
     1 << rows.ilog2()
 }
 
@@ -225,4 +228,23 @@ pub(crate) fn device_error(error: DeviceError) -> Error {
         _ => ErrorKind::Device,
     };
     Error::new(kind, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TransformerConfig;
+    use crate::models::transformer;
+    use neural_forecast_runtime::ops::Keep;
+
+    #[test]
+    fn fewer_rows_travel_together_where_less_is_bound_at_once() {
+        let config = TransformerConfig::default();
+        let plan = transformer::plan(&config, 8, Keep::Last(1)).expect("the default is valid");
+        let unbound = rows_max(&plan, u64::MAX);
+        assert_eq!(rows_max(&plan, 8 * ARENA_BYTES_MAX as u64), unbound);
+        let least = rows_max(&plan, 128 << 20);
+        assert!((1..unbound).contains(&least), "{least} of {unbound}");
+        assert_eq!(rows_max(&plan, 0), 1, "one row goes on its own, or is refused by the device");
+    }
 }

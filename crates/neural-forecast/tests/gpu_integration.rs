@@ -287,3 +287,61 @@ fn acceleration_is_enabled_or_refused_and_the_model_still_forecasts() {
         }
     }
 }
+
+/// The first WebGPU adapter; where there is none the caller's test says so and ends, unless
+/// `NF_REQUIRE` names `wgpu`.
+#[cfg(feature = "gpu")]
+fn webgpu() -> Option<neural_forecast::gpu::GPUBackend> {
+    use neural_forecast::gpu::GPUBackend;
+    let opened = GPUBackend::on(0, neural_forecast::config::GPUConfig::default());
+    neural_forecast_runtime::testing::device_or_skip("wgpu", opened)
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn models_on_webgpu_equal_pytorch() {
+    let Some(backend) = webgpu() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (x, y) = windows("guide_lstm.json");
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let mut model = model.with_weights(data("guide_lstm.safetensors")).unwrap();
+    runtime.block_on(model.initialize(Some(&backend))).unwrap();
+    let (output, info) = model.predict_with_info(&x).unwrap();
+    assert_close(&output, &y);
+    assert_eq!(info.device, "gpu:0");
+    let loops = info.kernels.iter().find(|count| count.kernel == "rnn_stack-wgsl-f32");
+    assert!(info.fallback.is_none() && loops.is_some_and(|n| n.launches == 4), "{info:?}");
+    let (x, y) = windows("guide_transformer.json");
+    for use_flash_attention in [true, false] {
+        let config = TransformerConfig { use_flash_attention, ..guide_transformer() };
+        let model = TransformerModel::new_from_config(config).unwrap();
+        let mut model = model.with_weights(data("guide_transformer.safetensors")).unwrap();
+        runtime.block_on(model.initialize(Some(&backend))).unwrap();
+        // Without a backend a model stays where it is.
+        runtime.block_on(model.initialize(None)).unwrap();
+        assert_close(&model.predict_blocking(&x).unwrap(), &y);
+        assert_eq!(model.last_run().unwrap().device, "gpu:0");
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn a_batch_on_webgpu_has_the_bits_of_its_rows() {
+    let Some(backend) = webgpu() else { return };
+    let lstm = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    assert_batch_invariant(&lstm.with_device(backend.open_device()), 7);
+    let transformer = TransformerModel::new_from_config(guide_transformer()).unwrap();
+    assert_batch_invariant(&transformer.with_device(backend.open_device()), 6);
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn a_precision_that_webgpu_lacks_is_refused_by_name() {
+    let Some(backend) = webgpu() else { return };
+    let model = LSTMModel::new_from_config(guide_lstm()).unwrap();
+    let model = model.with_precision(neural_forecast::Precision::Bf16);
+    let error = model.with_device(backend.open_device()).predict_blocking(&sample(1, 7, 3));
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("`bf16`"), "{error}");
+}

@@ -155,9 +155,9 @@ fn the_device_can_be_named_by_flag_and_by_environment() {
     // No machine has that many GPUs: so it is with a driver, without one, without the feature.
     let absent = folder.run(&["forecast", &visitors, "--device", "cuda:4096"]).failure(1);
     assert!(absent.contains("device `cuda:4096` is not available: "), "{absent}");
-    let variable = [("NEURAL_FORECAST_DEVICE", "gpu")];
+    let variable = [("NEURAL_FORECAST_DEVICE", "gpu:4096")];
     let absent = folder.run_with(&["forecast", &visitors], &variable, b"").failure(1);
-    assert!(absent.contains("gpu"), "{absent}");
+    assert!(absent.contains("device `gpu:4096` is not available: "), "{absent}");
     let forced = [("FORCE_CPU_FALLBACK", "1")];
     let ran = folder.run_with(&["forecast", &visitors, "--device", "cuda"], &forced, b"");
     assert!(ran.err.starts_with("note: ") && ran.err.contains("cuda"), "{}", ran.err);

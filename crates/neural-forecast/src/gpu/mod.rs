@@ -11,3 +11,8 @@ pub mod cuda_kernels;
 pub mod performance_benchmarks;
 mod power;
 pub mod simd_fallback;
+#[cfg(feature = "gpu")]
+pub mod webgpu;
+
+#[cfg(feature = "gpu")]
+pub use webgpu::{DeviceInfo, GPUBackend, GPUOperation, KernelParams};

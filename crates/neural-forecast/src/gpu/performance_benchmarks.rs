@@ -121,6 +121,11 @@ pub struct BenchmarkResult {
 ///     suite.with_cuda()?;
 /// #   }
 ///
+/// #   #[cfg(feature = "gpu")]
+/// #   if neural_forecast::gpu::GPUBackend::new(Default::default()).await.is_ok() {
+///     suite.with_webgpu().await?;
+/// #   } else { println!("skipped: with_webgpu, no WebGPU adapter"); }
+///
 ///     // Run comprehensive benchmarks
 ///     let results = suite.run_full_benchmark().await?;
 ///
@@ -173,6 +178,20 @@ impl GPUBenchmarkSuite {
         crate::device::open(choice, &crate::device::DeviceOptions::default())?;
         if !self.backends.iter().any(|(known, _)| *known == choice) {
             self.backends.push((choice, vec![Precision::F32, Precision::F16]));
+        }
+        Ok(self)
+    }
+
+    /// Adds the first WebGPU adapter: networks are measured on it too, in f32.
+    ///
+    /// # Errors
+    /// `Device`: no driver, no adapter, or one that cannot be used; the suite stays as it was.
+    #[cfg(feature = "gpu")]
+    pub async fn with_webgpu(&mut self) -> Result<&mut Self> {
+        let choice = DeviceChoice::Gpu(0);
+        crate::device::open(choice, &crate::device::DeviceOptions::default())?;
+        if !self.backends.iter().any(|(known, _)| *known == choice) {
+            self.backends.push((choice, vec![Precision::F32]));
         }
         Ok(self)
     }

@@ -115,7 +115,7 @@ impl<A: Architecture> Lazy<A> {
     }
 
     /// As [`Lazy::device`] of a model that is already somebody's.
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "gpu"))]
     pub(super) fn move_to(&mut self, device: OpenDevice) {
         self.device = Some(device);
         self.built = OnceLock::new();
@@ -356,6 +356,22 @@ macro_rules! model {
                 let choice = crate::device::DeviceChoice::Cuda(0);
                 let options = crate::device::DeviceOptions::default();
                 self.0.move_to(crate::device::open(choice, &options)?);
+                Ok(())
+            }
+
+            /// Moves the model to a WebGPU adapter, whose device several models may share; weights
+            /// are uploaded by the next forecast. Without a backend it stays where it is.
+            ///
+            /// # Errors
+            /// None; whether the device takes the model shows with its first forecast.
+            #[cfg(feature = "gpu")]
+            pub async fn initialize(
+                &mut self,
+                backend: Option<&crate::gpu::GPUBackend>,
+            ) -> crate::error::Result<()> {
+                if let Some(backend) = backend {
+                    self.0.move_to(backend.open_device());
+                }
                 Ok(())
             }
 
