@@ -3,9 +3,9 @@
 //!
 //! Closeness to the reference is the conformance test's business.
 
-mod common;
+mod machine;
 
-use common::device;
+use machine::device;
 use neural_forecast_cpu::{CpuDevice, Isa};
 use neural_forecast_runtime::DeviceErrorKind;
 use neural_forecast_runtime::device::{

@@ -3,9 +3,9 @@
 //! The cases are the runtime's, shared by all devices; what is this crate's own: tiers, workers,
 //! precisions, counters, and bits across all of them.
 
-mod common;
+mod machine;
 
-use common::device;
+use machine::device;
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa, isa};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};

@@ -3,9 +3,9 @@
 //!
 //! Small stacks with every option are conformance cases; in those the workers split columns.
 
-mod common;
+mod machine;
 
-use common::device;
+use machine::device;
 use neural_forecast_cpu::{CpuDevice, Isa};
 use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request, Run};
 use neural_forecast_runtime::ops::{
