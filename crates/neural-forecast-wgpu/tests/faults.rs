@@ -85,10 +85,10 @@ fn a_lost_device_says_so_and_others_go_on() {
     let error = program.wait().expect_err("the device is gone");
     assert_eq!(error.kind(), DeviceErrorKind::Lost, "{error}");
     assert_eq!(run(program.as_mut()), Err(DeviceErrorKind::Lost));
-    let error = compile(&mut resident).err().expect("nothing compiles");
+    let error = compile(&mut resident).expect_err("nothing compiles");
     assert_eq!(error.kind(), DeviceErrorKind::Lost, "{error}");
     let again = lost.load(&case.plan, &case.weights, &LoadOptions::default());
-    assert_eq!(again.err().expect("nothing loads").kind(), DeviceErrorKind::Lost);
+    assert_eq!(again.expect_err("nothing loads").kind(), DeviceErrorKind::Lost);
 
     assert_eq!(run(unharmed.as_mut()).expect("it runs on"), expected);
 }
@@ -99,7 +99,7 @@ fn memory_limits_are_kept_with_the_number() {
     let Some(device) = device(limited) else { return };
     let case = product();
     let mut resident = load(&device, &case);
-    let error = resident.compile(request(&case, 64)).err().expect("it is too much");
+    let error = resident.compile(request(&case, 64)).expect_err("it is too much");
     assert_eq!(error.kind(), DeviceErrorKind::OutOfMemory, "{error}");
     assert!(error.to_string().contains("20000"), "{error}");
     // What was refused has given its bytes back.
@@ -115,7 +115,7 @@ fn a_program_beyond_the_binding_limit_is_refused_with_the_number() {
     let mut resident = load(&device, &case);
     // Two values of 64 MiB and a little.
     let batch = (64 << 20) / (4 * WIDTH) + 1;
-    let error = resident.compile(request(&case, batch)).err().expect("it is too large");
+    let error = resident.compile(request(&case, batch)).expect_err("it is too large");
     assert_eq!(error.kind(), DeviceErrorKind::OutOfMemory, "{error}");
     assert!(error.to_string().contains("134217728"), "{error}");
 }

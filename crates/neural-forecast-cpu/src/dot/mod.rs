@@ -68,9 +68,12 @@ pub struct Dot {
     rows: [usize; 4],
     panels: fn(usize, usize) -> usize,
     tile: Multiply,
-    convert: unsafe fn(*const f32, usize, *mut u32, usize) -> f32,
-    convert_halves: Option<unsafe fn(*const u16, usize, *mut u32, usize) -> f32>,
+    convert: Convert<f32>,
+    convert_halves: Option<Convert<u16>>,
 }
+
+/// Converts so many numbers to so many words and gives their scale.
+type Convert<T> = unsafe fn(*const T, usize, *mut u32, usize) -> f32;
 
 /// What runs a tile.
 #[derive(Debug)]
