@@ -157,11 +157,14 @@ impl Unit<'_> {
         // SAFETY: the block holds `keys` scores of a panel; a pair's row is not behind the rows
         // that were read.
         unsafe {
-            let center = lanes.center(s, weights, keys).map(|center| s.mul(center, log2_e));
+            let mut center = lanes.center(s, weights, keys);
             for (v, factor) in factor.iter_mut().enumerate() {
-                let shift = s.fma(before[v], log2_e, s.sub(s.splat(0.0), center[v]));
+                // Exactly one where the maximum stays: a block that a query does not see must leave
+                // no trace in its sums.
+                let shift = s.mul(s.sub(before[v], center[v]), log2_e);
                 *factor = vecmath::rough_exp2_negative(s, shift);
                 lanes.total[v] = s.mul(lanes.total[v], *factor);
+                center[v] = s.mul(center[v], log2_e);
             }
             for j in (0..keys).step_by(2) {
                 for (v, center) in center.iter().enumerate() {

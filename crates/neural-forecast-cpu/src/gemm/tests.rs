@@ -189,7 +189,7 @@ fn epilogues_follow_the_plain_product() {
                 };
                 let expected: Vec<f64> = (0..rows * n).map(end).collect();
                 let what = format!("{} {rows}x{n}x{k} {activation:?} {gate:?}", isa.name());
-                // `close` scales its bound with the root of the terms: that of 2⁻¹⁷.
+                // `close` scales its bound with the root of the terms: 128 ulp.
                 let terms = if activation == Activation::GeluClose { 16 } else { 1 };
                 close(&y, &expected, terms, &what);
             }
