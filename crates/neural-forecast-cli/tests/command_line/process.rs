@@ -84,6 +84,8 @@ impl Folder {
             .current_dir(&self.0)
             .env_remove("NEURAL_FORECAST_DEVICE")
             .env_remove("FORCE_CPU_FALLBACK")
+            // Mesa's drivers complain on standard error where there is none.
+            .env("XDG_RUNTIME_DIR", &self.0)
             .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
