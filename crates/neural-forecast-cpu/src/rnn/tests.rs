@@ -450,7 +450,7 @@ fn a_worker_ahead_does_not_write_where_another_reads() {
                 let schedule = rnn.schedule_as(Way::Units, (batch, steps, steps), workers);
                 let (whole, last) = (schedule.chunk, steps % schedule.chunk);
                 assert!(whole < steps / 2 && 0 < last && last < whole, "{whole} {last}");
-                for seed in 1..40 {
+                for seed in 1..4 {
                     noise::set(seed);
                     let found = run_as(&rnn, &schedule, &x, batch, None, true);
                     noise::set(0);
