@@ -465,7 +465,11 @@ fn a_worker_ahead_does_not_write_where_another_reads() {
 #[test]
 fn the_cost_model_orders_what_was_measured() {
     let mut random = Random::new("rnn cost");
-    let Some(isa) = Isa::available().pop() else { return };
+    // Narrower vectors take longer for the same weights, and hand over less often.
+    let Ok(isa) = Isa::named(Some("avx512")) else {
+        println!("skipped: what was measured was measured with AVX-512");
+        return;
+    };
     let caches = Caches { l1: 32 << 10, l2: 1 << 20, l3: 32 << 20 };
     let mut pipeline = |inputs, hidden, layers, directions, (rows, steps, workers)| {
         let shape = (inputs, hidden, None);
