@@ -64,8 +64,9 @@ impl Packed {
     }
 
     /// Packs as [`Packed::new`], but for a last panel that has not all its lanes: there the groups
-    /// lie [`Packed::apart`] columns apart instead of a vector each, in as few vectors as hold
-    /// them. Of 100 units in vectors of 16 that is one vector of the last four gates and not four.
+    /// lie as many columns apart as there are units left instead of a vector each, in as few
+    /// vectors as hold them. Of 100 units in vectors of 16 that is one vector of the last four
+    /// gates and not four.
     ///
     /// # Panics
     /// If the lengths differ from the shape.
@@ -229,7 +230,7 @@ impl Packed {
     }
 
     /// Columns of a panel, padding included: what lies between those of neighbouring panels in sums
-    /// and biases. [`Packed::width_of`] are the columns of one's weights.
+    /// and biases. The weights of a narrow last panel have fewer.
     pub fn width(&self) -> usize {
         self.vectors * self.lanes
     }
