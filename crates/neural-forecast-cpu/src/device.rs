@@ -21,7 +21,7 @@ use neural_forecast_runtime::device::{
 use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::{Bucket, DType, Entry, Plan, StateId, sizes};
 use neural_forecast_runtime::prepare;
-use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+use neural_forecast_runtime::{Budget, DeviceError, DeviceErrorKind};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -196,7 +196,7 @@ impl Device for CpuDevice {
         // More than the machine has would not fail here but end the process later.
         let machine = self.capabilities.memory_bytes;
         let most = options.memory_bytes_max.map_or(machine, |most| most.min(machine));
-        let budget = Budget { most, used: Mutex::new(0) };
+        let budget = Budget::new(Some(most));
         budget.reserve("weights and states", state_bytes.saturating_add(weight_bytes))?;
         let read = |id| weight_f32(&plan, id, weights);
         let shape = |id| plan.weight(id).shape.clone();
@@ -232,32 +232,6 @@ impl Device for CpuDevice {
     fn kernel_counts(&self) -> Vec<KernelCount> {
         let counts = self.counters.snapshot().into_iter();
         counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
-    }
-}
-
-/// Bytes in use of at most so many.
-#[derive(Debug)]
-struct Budget {
-    most: u64,
-    used: Mutex<u64>,
-}
-
-impl Budget {
-    fn reserve(&self, owner: &str, bytes: u64) -> Result<(), DeviceError> {
-        let mut used = lock(&self.used);
-        let total = used.saturating_add(bytes);
-        if total > self.most {
-            let message =
-                format!("{owner} need {bytes} bytes beside {}, limit {}", *used, self.most);
-            return Err(DeviceError::new(DeviceErrorKind::OutOfMemory, message));
-        }
-        *used = total;
-        Ok(())
-    }
-
-    fn release(&self, bytes: u64) {
-        let mut used = lock(&self.used);
-        *used = used.saturating_sub(bytes);
     }
 }
 

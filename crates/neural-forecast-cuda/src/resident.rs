@@ -1,6 +1,6 @@
 //! A plan with its weights and states on a GPU.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use neural_forecast_runtime::arena::MemoryLine;
 use neural_forecast_runtime::device::{
@@ -8,47 +8,13 @@ use neural_forecast_runtime::device::{
 };
 use neural_forecast_runtime::plan::{Entry, Plan};
 use neural_forecast_runtime::prepare;
-use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+use neural_forecast_runtime::{Budget, DeviceError};
 
 use crate::device::Shared as Gpu;
 use crate::driver::{DeviceMemory, Stream};
 use crate::program::CudaProgram;
 use crate::step::whole::Whole;
 use crate::step::{self, Loaded, Packer};
-
-/// Bytes in use of at most so many.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    most: u64,
-    used: Mutex<u64>,
-}
-
-impl Budget {
-    /// A budget without a limit where `most` is `None`.
-    pub(crate) fn new(most: Option<u64>) -> Budget {
-        Budget { most: most.unwrap_or(u64::MAX), used: Mutex::new(0) }
-    }
-
-    /// Takes bytes, or says why not.
-    pub(crate) fn reserve(&self, owner: &str, bytes: u64) -> Result<(), DeviceError> {
-        // Sums are whole whoever panicked.
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let total = used.saturating_add(bytes);
-        if total > self.most {
-            let message =
-                format!("{owner} need {bytes} bytes beside {}, limit {}", *used, self.most);
-            return Err(DeviceError::new(DeviceErrorKind::OutOfMemory, message));
-        }
-        *used = total;
-        Ok(())
-    }
-
-    /// Gives bytes back.
-    pub(crate) fn release(&self, bytes: u64) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        *used = used.saturating_sub(bytes);
-    }
-}
 
 /// A state's slots on the device, `[slots, elements]` f32.
 #[derive(Debug)]
@@ -239,24 +205,5 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // Nothing may still use weights or states; programs have waited for their own runs.
         let _ = self.stateful.synchronize();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_names_owner_bytes_and_limit() {
-        let budget = Budget::new(Some(100));
-        budget.reserve("weights", 60).expect("it fits");
-        let error = budget.reserve("the arena", 41).expect_err("it does not fit");
-        assert_eq!(error.kind(), DeviceErrorKind::OutOfMemory);
-        let message = error.to_string();
-        for part in ["the arena", "41", "60", "100"] {
-            assert!(message.contains(part), "{message}");
-        }
-        budget.release(60);
-        budget.reserve("the arena", 100).expect("it fits now");
     }
 }

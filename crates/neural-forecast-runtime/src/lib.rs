@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod arena;
+mod budget;
 pub mod counters;
 pub mod device;
 mod error;
@@ -26,6 +27,7 @@ pub mod sys;
 pub mod testing;
 mod weights;
 
+pub use budget::Budget;
 pub use error::{DeviceError, DeviceErrorKind, PlanError};
 pub use prepare::prepare;
 pub use weights::MemoryWeights;

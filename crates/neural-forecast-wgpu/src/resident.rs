@@ -1,6 +1,6 @@
 //! A plan with its weights and states on a device.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use neural_forecast_runtime::arena::{ALIGNMENT, MemoryLine};
 use neural_forecast_runtime::device::{
@@ -8,46 +8,11 @@ use neural_forecast_runtime::device::{
 };
 use neural_forecast_runtime::plan::{Entry, Plan};
 use neural_forecast_runtime::prepare;
-use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
+use neural_forecast_runtime::{Budget, DeviceError, DeviceErrorKind};
 
 use crate::device::Shared as Gpu;
 use crate::program::{WgpuProgram, until_mapped};
 use crate::step::{self, Loaded, Packer};
-
-/// Bytes in use of at most so many.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    most: u64,
-    used: Mutex<u64>,
-}
-
-impl Budget {
-    /// A budget without a limit where there is none.
-    fn new(limits: [Option<u64>; 2]) -> Budget {
-        let most = limits.into_iter().flatten().min().unwrap_or(u64::MAX);
-        Budget { most, used: Mutex::new(0) }
-    }
-
-    /// Takes bytes, or says why not.
-    pub(crate) fn reserve(&self, owner: &str, bytes: u64) -> Result<(), DeviceError> {
-        // Sums are whole whoever panicked.
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let total = used.saturating_add(bytes);
-        if total > self.most {
-            let message =
-                format!("{owner} need {bytes} bytes beside {}, limit {}", *used, self.most);
-            return Err(DeviceError::new(DeviceErrorKind::OutOfMemory, message));
-        }
-        *used = total;
-        Ok(())
-    }
-
-    /// Gives bytes back.
-    pub(crate) fn release(&self, bytes: u64) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        *used = used.saturating_sub(bytes);
-    }
-}
 
 /// Where a state's slots are in the store, `[slots, elements]`; both in elements.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +61,8 @@ impl WgpuResident {
         gpu.health.check_lost()?;
         check_weights(plan, weights)?;
         let (plan, _) = prepare(plan, options, &step::has_kernel)?;
-        let budget = Budget::new([options.memory_bytes_max, gpu.memory_bytes_max]);
+        let limits = [options.memory_bytes_max, gpu.memory_bytes_max];
+        let budget = Budget::new(limits.into_iter().flatten().min());
         let mut memory = Vec::new();
         let (store, states) = make_store(&gpu, &plan, options, &budget, &mut memory)?;
 
@@ -236,24 +202,5 @@ impl Resident for WgpuResident {
         let zeros: Vec<Vec<f32>> =
             self.shared.states.iter().map(|state| vec![0.0; state.elements]).collect();
         self.import_state(slot, &zeros)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_names_owner_bytes_and_limit() {
-        let budget = Budget::new([Some(200), Some(100)]);
-        budget.reserve("weights", 60).expect("it fits");
-        let error = budget.reserve("the arena", 41).expect_err("it does not fit");
-        assert_eq!(error.kind(), DeviceErrorKind::OutOfMemory);
-        let message = error.to_string();
-        for part in ["the arena", "41", "60", "100"] {
-            assert!(message.contains(part), "{message}");
-        }
-        budget.release(60);
-        budget.reserve("the arena", 100).expect("it fits now");
     }
 }

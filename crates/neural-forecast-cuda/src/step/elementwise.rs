@@ -104,7 +104,7 @@ impl LoadedUnary {
     fn function(&self) -> (&'static str, f32, f32) {
         match self.op.kind {
             UnaryKind::Activation(activation) => {
-                let slope = super::activation(activation).1;
+                let slope = activation.code().1;
                 (activation_name(activation), slope, 0.0)
             }
             UnaryKind::Asinh => ("asinh", 0.0, 0.0),

@@ -661,7 +661,7 @@ fn pack_vectors(
     extend(&mut v, &read(ends.and_then(|ends| ends.head.bias))?, sizes.output_tiles * TILE);
     for layer in &op.layers {
         let Some((a, f)) = pair(layer) else { continue };
-        let (activation, slope) = super::activation(f.activation);
+        let (activation, slope) = f.activation.code();
         let norms: Result<Vec<[Affine; 2]>, _> =
             layer.iter().map(|sublayer| Affine::around(&sublayer.norm, packer)).collect();
         let norms = norms?.concat();

@@ -10,7 +10,7 @@ use neural_forecast_runtime::ops::Activation;
 use neural_forecast_runtime::plan::WeightId;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use super::{Build, Packer, activation as activation_code, gemm_hopper};
+use super::{Build, Packer, gemm_hopper};
 use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
 
@@ -248,9 +248,8 @@ impl Product {
 
     fn arguments(&self) -> GemmArguments {
         let Gemm { m, x, w, bias, activation, residual, y } = self.gemm;
-        let (code, slope) = activation_code(activation);
-        let (gate_code, gate_slope) =
-            self.gate.map_or((0, 0.0), |gate| activation_code(gate.activation));
+        let (code, slope) = activation.code();
+        let (gate_code, gate_slope) = self.gate.map_or((0, 0.0), |gate| gate.activation.code());
         let wide = |size: usize| size as u64;
         let mut arguments = GemmArguments {
             x: x.address,

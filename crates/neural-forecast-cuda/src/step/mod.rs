@@ -31,7 +31,7 @@ pub(crate) use build::{Build, Places};
 pub(crate) use packer::Packer;
 
 use neural_forecast_runtime::device::Precision;
-use neural_forecast_runtime::ops::{Activation, Op};
+use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Step;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
@@ -53,23 +53,6 @@ pub(crate) fn has_kernel(op: &Op, gpu: &Gpu, precision: Precision) -> bool {
         Op::DecoderStack(_) => false,
         Op::Linear(op) => op.prologue.is_none(),
         _ => true,
-    }
-}
-
-/// An activation's number in `ptx/activation.cuh`, and its slope, 0 where it has none.
-pub(crate) fn activation(activation: Activation) -> (u32, f32) {
-    match activation {
-        Activation::Identity => (0, 0.0),
-        Activation::Relu => (1, 0.0),
-        Activation::Gelu => (2, 0.0),
-        Activation::GeluTanh => (3, 0.0),
-        Activation::Silu => (4, 0.0),
-        Activation::Sigmoid => (5, 0.0),
-        Activation::Tanh => (6, 0.0),
-        Activation::Elu => (7, 0.0),
-        Activation::Softplus => (8, 0.0),
-        Activation::LeakyRelu(slope) => (9, slope),
-        Activation::Selu => (10, 0.0),
     }
 }
 

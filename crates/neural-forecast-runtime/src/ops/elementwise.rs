@@ -198,6 +198,24 @@ impl WeightedSum {
 }
 
 impl Activation {
+    /// Its number in the kernels of GPUs (`ptx/activation.cuh`, `wgsl/math.wgsl`), and its slope, 0
+    /// where it has none.
+    pub fn code(self) -> (u32, f32) {
+        match self {
+            Activation::Identity => (0, 0.0),
+            Activation::Relu => (1, 0.0),
+            Activation::Gelu => (2, 0.0),
+            Activation::GeluTanh => (3, 0.0),
+            Activation::Silu => (4, 0.0),
+            Activation::Sigmoid => (5, 0.0),
+            Activation::Tanh => (6, 0.0),
+            Activation::Elu => (7, 0.0),
+            Activation::Softplus => (8, 0.0),
+            Activation::LeakyRelu(slope) => (9, slope),
+            Activation::Selu => (10, 0.0),
+        }
+    }
+
     /// The function itself, in double precision.
     pub(crate) fn apply(self, x: f64) -> f64 {
         match self {

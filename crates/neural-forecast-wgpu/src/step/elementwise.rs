@@ -9,7 +9,7 @@ use neural_forecast_runtime::plan::ValueId;
 use super::build::word;
 use super::layout::{Axes, aligned_at_the_end, broadcast};
 use super::packer::Packed;
-use super::{Build, Loaded, Packer, activation};
+use super::{Build, Loaded, Packer};
 use crate::kernel;
 
 /// Elements of a workgroup of the kernels that take one an invocation.
@@ -35,7 +35,7 @@ impl Loaded for LoadedUnary {
                 return b.dispatch(&kernel::SOFTMAX, &[], words, (0, grid));
             }
             UnaryKind::Activation(function) => {
-                let (number, slope) = activation(function);
+                let (number, slope) = function.code();
                 (number, slope, 0.0)
             }
             UnaryKind::Asinh => (11, 0.0, 0.0),

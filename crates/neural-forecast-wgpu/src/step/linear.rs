@@ -8,7 +8,7 @@ use neural_forecast_runtime::plan::ValueId;
 use super::build::word;
 use super::norm::PackedNorm;
 use super::packer::Packed;
-use super::{Build, Loaded, Packer, activation};
+use super::{Build, Loaded, Packer};
 use crate::kernel;
 
 /// Invocations of a tile along the outputs, each with four of them.
@@ -176,13 +176,13 @@ impl Loaded for LoadedLinear {
             .op
             .gate
             .as_ref()
-            .map(|gate| (place(2), gate.bias.map(|_| place(3)), activation(gate.activation)));
+            .map(|gate| (place(2), gate.bias.map(|_| place(3)), gate.activation.code()));
         let product = Product {
             x,
             y: b.value(self.y),
             weight: place(0),
             bias: self.op.bias.map(|_| place(1)),
-            function: activation(self.op.activation),
+            function: self.op.activation.code(),
             gate,
             residual: self.op.residual.map(|id| b.value(id)),
         };

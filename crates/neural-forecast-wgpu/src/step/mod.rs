@@ -17,7 +17,7 @@ mod rnn_stack;
 pub(crate) use build::{Build, Dispatch, Grid, Places};
 pub(crate) use packer::Packer;
 
-use neural_forecast_runtime::ops::{Activation, Op};
+use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Step;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
@@ -35,23 +35,6 @@ pub(crate) trait Loaded: std::fmt::Debug + Send + Sync {
 /// Whether an op has kernels of its own here; of the others the stacks are lowered.
 pub(crate) fn has_kernel(op: &Op) -> bool {
     !matches!(op, Op::EncoderStack(_) | Op::DecoderStack(_))
-}
-
-/// An activation's number in `wgsl/math.wgsl`, and its slope, 0 where it has none.
-fn activation(activation: Activation) -> (u32, f32) {
-    match activation {
-        Activation::Identity => (0, 0.0),
-        Activation::Relu => (1, 0.0),
-        Activation::Gelu => (2, 0.0),
-        Activation::GeluTanh => (3, 0.0),
-        Activation::Silu => (4, 0.0),
-        Activation::Sigmoid => (5, 0.0),
-        Activation::Tanh => (6, 0.0),
-        Activation::Elu => (7, 0.0),
-        Activation::Softplus => (8, 0.0),
-        Activation::LeakyRelu(slope) => (9, slope),
-        Activation::Selu => (10, 0.0),
-    }
 }
 
 /// A step that dispatches nothing.
