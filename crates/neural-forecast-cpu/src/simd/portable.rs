@@ -14,13 +14,27 @@ pub struct Portable {
 const LANES: usize = 4;
 const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
+/// One expression a lane, written out: as loops, the compiler took four minutes to unroll those that
+/// meet in one kernel.
 macro_rules! lanewise {
     ($i:ident => $e:expr) => {{
-        let mut out = [0.0f32; LANES];
-        for $i in 0..LANES {
-            out[$i] = $e;
-        }
-        out
+        let lane0 = {
+            let $i = 0;
+            $e
+        };
+        let lane1 = {
+            let $i = 1;
+            $e
+        };
+        let lane2 = {
+            let $i = 2;
+            $e
+        };
+        let lane3 = {
+            let $i = 3;
+            $e
+        };
+        [lane0, lane1, lane2, lane3]
     }};
 }
 
@@ -150,11 +164,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn less(self, a: Self::V, b: Self::V) -> Self::M {
-        let mut out = [false; LANES];
-        for i in 0..LANES {
-            out[i] = a[i] < b[i];
-        }
-        out
+        lanewise!(i => a[i] < b[i])
     }
     #[inline(always)]
     fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {
