@@ -107,6 +107,15 @@ fn with(registers: Registers, precision: Precision, vectors: &Dot) -> Dot {
 
 /// A table on emulated registers that converts as `vectors` does.
 #[cfg(all(test, target_arch = "x86_64"))]
-pub(crate) fn emulated(precision: Precision, vectors: &Dot) -> &'static Dot {
-    Box::leak(Box::new(with(Registers::Emulated, precision, vectors)))
+pub(crate) fn emulated(precision: Precision, vectors: &'static Dot) -> &'static Dot {
+    use std::collections::HashMap;
+    use std::sync::{Mutex, PoisonError};
+    // One for each tier and precision, kept within reach: to a leak detector it is none.
+    static TABLES: Mutex<Option<HashMap<(usize, Precision), &'static Dot>>> = Mutex::new(None);
+    let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (std::ptr::from_ref(vectors).addr(), precision);
+    tables
+        .get_or_insert_default()
+        .entry(key)
+        .or_insert_with(|| Box::leak(Box::new(with(Registers::Emulated, precision, vectors))))
 }

@@ -14,7 +14,7 @@ fn tiers(precision: Precision) -> Vec<(Isa, &'static Dot)> {
 }
 
 /// The same weights, multiplied in emulated registers.
-fn emulated(packed: &Packed, precision: Precision, vectors: &Dot) -> Packed {
+fn emulated(packed: &Packed, precision: Precision, vectors: &'static Dot) -> Packed {
     let mut packed = packed.clone();
     packed.dot = Some(registers::emulated(precision, vectors));
     packed

@@ -14,8 +14,8 @@ pub struct Portable {
 const LANES: usize = 4;
 const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
-/// One expression a lane, written out: as loops, the compiler took four minutes to unroll those that
-/// meet in one kernel.
+/// One expression a lane, written out: as loops, the compiler took four minutes to unroll those
+/// that meet in one kernel.
 macro_rules! lanewise {
     ($i:ident => $e:expr) => {{
         let lane0 = {
