@@ -5,7 +5,7 @@
 //! bytes share their `f32` kernels.
 
 #[cfg(target_arch = "x86_64")]
-use crate::amx::{self, Amx};
+use crate::amx::Amx;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use crate::simd::{Kernel, Portable, Simd};
@@ -31,8 +31,7 @@ pub enum Isa {
     /// AVX-512 with VNNI and BF16: bf16 are multiplied by `VDPBF16PS`.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
-    /// AVX-512 with VNNI and BF16, and AMX: bf16 and bytes are multiplied in tile registers. Not
-    /// chosen without being asked for while [`amx::AUTOMATIC`] is false.
+    /// AVX-512 with VNNI and BF16, and AMX: bf16 and bytes are multiplied in tile registers.
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
 }
@@ -83,18 +82,9 @@ impl Isa {
         found.into_iter().flatten().collect()
     }
 
-    /// The tier that serves unless another is asked for: the best that is chosen by itself.
+    /// The tier that serves unless another is asked for.
     pub fn best() -> Option<Isa> {
-        let mut available = Isa::available().into_iter().rev();
-        available.find(|isa| isa.is_automatic())
-    }
-
-    fn is_automatic(&self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_) => amx::AUTOMATIC,
-            _ => true,
-        }
+        Isa::available().pop()
     }
 
     /// The tier named `name`, or [`Isa::best`].
@@ -211,15 +201,6 @@ mod tests {
             };
             assert_eq!(isa.name(), name);
         }
-    }
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn amx_serves_by_itself_only_when_it_may() {
-        let best = Isa::best().map(Isa::name);
-        let last = Isa::available().pop().map(Isa::name);
-        assert!(amx::AUTOMATIC || best != Some("amx"));
-        assert!(best == last || last == Some("amx"), "{best:?}, {last:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Tables whose tiles are multiplied in tile registers: all rows of a pass and as many panels as
 //! the buffer of sums takes go into one product, so that the registers are configured rarely and
-//! few rows meet enough columns to keep the multiplier busy.
+//! few rows meet enough columns to keep the multiplier busy. Bytes of few rows go to the vectors,
+//! which give the same integers sooner; bf16 do not, because other orders of adding give other
+//! bits.
 //!
 //! Conversion of rows is the vector tiers'. How a product is walked is [`crate::amx`]'s.
 
@@ -18,11 +20,18 @@ use std::sync::OnceLock;
 /// a sum finds it in a cache near the core.
 pub(crate) const SUMS_AT_ONCE: usize = 8192;
 
+/// Rows up to which a tile of weights serves too few of them to be worth its loading: `lstm_a` and
+/// `lstm_b` in bytes took 126 and 787 µs in tiles, 61 to 75 and 432 to 572 in vectors (Xeon with
+/// 2 MiB of L2, 2 threads, 2026-11-21).
+const ROWS_IN_VECTORS: usize = 4;
+
 /// Who multiplies, and what a word holds.
 #[derive(Debug)]
 pub(super) struct Multiplier {
     registers: Registers,
     precision: Precision,
+    /// What multiplies [`ROWS_IN_VECTORS`], if not the registers.
+    few: Option<&'static Dot>,
 }
 
 #[derive(Debug)]
@@ -40,6 +49,11 @@ impl Multiplier {
     pub(super) unsafe fn tile(&self, args: &Args) {
         // SAFETY: the caller's.
         unsafe {
+            if let Some(few) = self.few
+                && args.rows <= ROWS_IN_VECTORS
+            {
+                return in_vectors(few, args);
+            }
             match self.registers {
                 #[cfg(target_arch = "x86_64")]
                 Registers::Amx(amx) => product(&mut { amx }, amx.l1(), self.precision, args),
@@ -49,6 +63,28 @@ impl Multiplier {
                 }
             }
         }
+    }
+}
+
+/// The panels of a tile in the groups that vectors take.
+unsafe fn in_vectors(vectors: &Dot, args: &Args) {
+    let at_once = vectors.panels_at_once(args.rows, args.vectors);
+    let mut first = 0;
+    while first < args.panels {
+        let left = args.panels - first;
+        let panels = if left >= at_once { at_once } else { vectors.panels_of_rest(left) };
+        let width = args.vectors * crate::amx::TILE_WORDS;
+        // SAFETY: the caller grants all panels of these rows and their sums; the groups are those
+        // that the vectors' table takes, and rows are fewer than any tile of it has.
+        unsafe {
+            vectors.tile(&Args {
+                panel: args.panel.add(first * args.panel_stride),
+                panels,
+                out: args.out.add(first * width),
+                ..*args
+            });
+        }
+        first += panels;
     }
 }
 
@@ -95,27 +131,28 @@ pub(super) fn amx(token: Amx, precision: Precision) -> &'static Dot {
         Precision::Int8 => (&INT8, x86::int8_vnni(token.vectors().vnni())),
         _ => (&BF16, x86::bf16(token.vectors())),
     };
-    table.get_or_init(|| with(Registers::Amx(token), precision, vectors))
+    table.get_or_init(|| with(Registers::Amx(token), precision, vectors, true))
 }
 
-/// A table that converts as `vectors` does.
+/// A table that converts as `vectors` does; which may multiply few rows of bytes.
 #[cfg(target_arch = "x86_64")]
-fn with(registers: Registers, precision: Precision, vectors: &Dot) -> Dot {
-    let tile = Multiply::Tiles(Multiplier { registers, precision });
+fn with(registers: Registers, precision: Precision, vectors: &'static Dot, share: bool) -> Dot {
+    let few = (share && precision == Precision::Int8).then_some(vectors);
+    let tile = Multiply::Tiles(Multiplier { registers, precision, few });
     Dot { rows: [usize::MAX; 4], panels: panels_at_once, tile, ..*vectors }
 }
 
-/// A table on emulated registers that converts as `vectors` does.
+/// A table on emulated registers that converts as `vectors` does, and may share with them.
 #[cfg(all(test, target_arch = "x86_64"))]
-pub(crate) fn emulated(precision: Precision, vectors: &'static Dot) -> &'static Dot {
+pub(crate) fn emulated(precision: Precision, vectors: &'static Dot, share: bool) -> &'static Dot {
     use std::collections::HashMap;
     use std::sync::{Mutex, PoisonError};
+    type Tables = HashMap<(usize, Precision, bool), &'static Dot>;
     // One for each tier and precision, kept within reach: to a leak detector it is none.
-    static TABLES: Mutex<Option<HashMap<(usize, Precision), &'static Dot>>> = Mutex::new(None);
+    static TABLES: Mutex<Option<Tables>> = Mutex::new(None);
     let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (std::ptr::from_ref(vectors).addr(), precision);
-    tables
-        .get_or_insert_default()
-        .entry(key)
-        .or_insert_with(|| Box::leak(Box::new(with(Registers::Emulated, precision, vectors))))
+    let key = (std::ptr::from_ref(vectors).addr(), precision, share);
+    tables.get_or_insert_default().entry(key).or_insert_with(|| {
+        Box::leak(Box::new(with(Registers::Emulated, precision, vectors, share)))
+    })
 }

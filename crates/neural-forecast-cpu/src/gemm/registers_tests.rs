@@ -13,16 +13,16 @@ fn tiers(precision: Precision) -> Vec<(Isa, &'static Dot)> {
     sixteen.filter_map(|isa| Dot::of(isa, precision).map(|dot| (isa, dot))).collect()
 }
 
-/// The same weights, multiplied in emulated registers.
-fn emulated(packed: &Packed, precision: Precision, vectors: &'static Dot) -> Packed {
+/// The same weights, multiplied in emulated registers; few rows of bytes in vectors, if shared.
+fn emulated(packed: &Packed, precision: Precision, vectors: &'static Dot, share: bool) -> Packed {
     let mut packed = packed.clone();
-    packed.dot = Some(registers::emulated(precision, vectors));
+    packed.dot = Some(registers::emulated(precision, vectors, share));
     packed
 }
 
 /// Rows below, at and above tiles and passes; columns of part of a panel, of a group of panels with
 /// a rest, of many.
-const SIZES: [(usize, usize, usize); 9] = [
+const SIZES: [(usize, usize, usize); 11] = [
     (1, 1, 1),
     (1, 9000, 5),
     (2, 400, 100),
@@ -31,7 +31,9 @@ const SIZES: [(usize, usize, usize); 9] = [
     (31, 200, 64),
     (33, 65, 200),
     (270, 40, 70),
+    (4, 331, 77),
     (5, 530, 1),
+    (5, 331, 77),
 ];
 
 #[test]
@@ -41,9 +43,12 @@ fn bytes_are_the_same_in_either_kind_of_register() {
         for (rows, n, k) in SIZES {
             let (x, w, b) = (random.floats(rows * k), random.floats(n * k), random.floats(n));
             let packed = Packed::new(isa, Precision::Int8, &w, (n, k), 1, Some(&b));
-            let tiles = emulated(&packed, Precision::Int8, vectors);
             let expected = product(isa, 1, &packed, &x, rows);
-            assert!(product(isa, 2, &tiles, &x, rows) == expected, "{rows} x {n} x {k}");
+            for share in [false, true] {
+                let tiles = emulated(&packed, Precision::Int8, vectors, share);
+                let found = product(isa, 2, &tiles, &x, rows);
+                assert!(found == expected, "{rows} x {n} x {k}, shared: {share}");
+            }
         }
     }
 }
@@ -55,7 +60,7 @@ fn bf16_differ_by_rounding_and_not_by_batch_or_workers() {
         for (rows, n, k) in SIZES {
             let (x, w, b) = (random.floats(rows * k), random.floats(n * k), random.floats(n));
             let packed = Packed::new(isa, Precision::Bf16, &w, (n, k), 1, Some(&b));
-            let tiles = emulated(&packed, Precision::Bf16, vectors);
+            let tiles = emulated(&packed, Precision::Bf16, vectors, true);
             let expected = product(isa, 1, &packed, &x, rows);
             let found = product(isa, 1, &tiles, &x, rows);
             // Both round each of at most k sums of at most k terms below 1.
