@@ -18,6 +18,22 @@ fn words(terms: usize) -> usize {
     WORDS_MULTIPLE * (terms.div_ceil(2).div_ceil(WORDS_MULTIPLE) | 1)
 }
 
+/// Word rows of a panel of so many terms, with those that tile registers multiply beyond them.
+fn whole_words(terms: usize) -> usize {
+    terms.div_ceil(2).next_multiple_of(WORDS_MULTIPLE)
+}
+
+/// Word rows of a panel beyond its terms become zero: what earlier panels left there need not be
+/// finite.
+///
+/// # Safety
+/// `panel` is writable for [`whole_words`] of the terms.
+unsafe fn pad(panel: *mut f32, terms: usize, width: usize) {
+    let rows = terms.div_ceil(2)..whole_words(terms);
+    // SAFETY: the caller's.
+    unsafe { std::ptr::write_bytes(panel.add(rows.start * width), 0, rows.len() * width) }
+}
+
 /// What products in bf16 need beside the gathered floats.
 #[derive(Debug, Default)]
 pub(super) struct LowScratch {
@@ -39,9 +55,15 @@ impl LowScratch {
             keys: Buffer::zeroed(keys * words(terms)),
             turned: Buffer::zeroed(columns.next_multiple_of(16) * keys.next_multiple_of(16)),
             values: Buffer::zeroed(columns * words(keys)),
-            queries: Buffer::zeroed(terms.div_ceil(2) * panel),
+            queries: Buffer::zeroed(whole_words(terms) * panel),
             sums: Buffer::zeroed(columns * panel),
         }
+    }
+
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(super) fn each_mut(&mut self) -> [&mut Buffer; 5] {
+        let LowScratch { keys, turned, values, queries, sums } = self;
+        [keys, turned, values, queries, sums]
     }
 
     /// Bytes of its buffers.
@@ -100,6 +122,8 @@ impl Unit<'_> {
     #[inline(always)]
     pub(super) unsafe fn queries_to_words<S: Simd>(&mut self, s: S, width: usize) {
         let terms = self.op.terms();
+        // SAFETY: the panel has room for whole words.
+        unsafe { pad(self.scratch.low.queries.as_mut_ptr(), terms, width) }
         for term in (0..terms).step_by(2) {
             for lanes in (0..width).step_by(S::LANES) {
                 // SAFETY: the panel holds its terms, the words half as many.
@@ -182,6 +206,7 @@ impl Unit<'_> {
                     s.store_weights(weights.add((j / 2 * V + v) * S::LANES).cast(), even, odd);
                 }
             }
+            pad(weights, keys, V * S::LANES);
         }
         factor
     }

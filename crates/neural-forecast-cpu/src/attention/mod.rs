@@ -18,6 +18,8 @@ use crate::team::Worker;
 mod gather;
 mod low;
 mod panel;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
 
 pub use gather::AttentionScratch;
 use panel::Unit;
@@ -171,6 +173,8 @@ impl Attention {
     fn dot(&self) -> Option<&'static Dot> {
         match self.precision {
             Precision::F32 => None,
+            #[cfg(all(test, target_arch = "x86_64"))]
+            _ if tests::in_tile_registers() => tests::emulated(self.isa),
             _ => Dot::of(self.isa, Precision::Bf16),
         }
     }

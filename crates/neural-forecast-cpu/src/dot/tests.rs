@@ -48,8 +48,12 @@ impl Tile {
         let panel_stride = padded * width;
         let mut x = Buffer::zeroed(rows * stride);
         let mut w = Buffer::zeroed(panels * panel_stride);
-        // What lies between rows must not be read as terms; padding of panels is zero.
-        x.as_mut_words().iter_mut().for_each(|x| *x = word(true));
+        // What lies between rows must not be read; padding of rows and of panels is zero.
+        x.as_mut_words().fill(u32::MAX);
+        for row in x.as_mut_words().chunks_mut(stride) {
+            row[..words].iter_mut().for_each(|x| *x = word(true));
+            row[words..padded].fill(0);
+        }
         for panel in w.as_mut_words().chunks_mut(panel_stride.max(1)) {
             panel[..words * width].iter_mut().for_each(|w| *w = word(false));
         }
