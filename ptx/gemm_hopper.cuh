@@ -1,0 +1,461 @@
+// The product kernel of Hopper's tensor cores as a template: tiles, ring of stages, epilogue. The
+// kernels are `gemm_hopper.cu`'s, which says how it works and what was tried.
+#pragma once
+#include "dependent.cuh"
+#include "wgmma.cuh"
+
+// Named: the compiler gives unnamed ones a new name in every build.
+namespace products {
+
+// What a product is made of beside its operands. Mirrors `step::gemm_hopper`.
+struct GemmStep {
+    TensorMap x; // [m, k], boxes of 64 columns by the tile's rows
+    TensorMap w; // [n, k], boxes of 64 columns by the tile's columns / CLUSTER
+    TensorMap y; // [m, n], boxes of 128 bytes by a warpgroup's rows
+    TensorMap residual; // [m, n], boxes of 128 bytes by the tile's rows
+    const float *bias;  // [n], or null
+    // Activation. LINEAR: max(x, floor). GATED: (scale · x + shift) · sigmoid(...) + offset, the
+    // sigmoid as 1 / (1 + 2^-(x (c0 + c1 x² + c2 x⁴))).
+    float floor;
+    float c0, c1, c2;
+    float scale, shift, offset;
+    unsigned n;
+    unsigned k_blocks;
+    unsigned row_tiles; // of CLUSTER tiles
+    unsigned column_tiles;
+    unsigned group; // row tiles whose products with all of W are made before the next
+    unsigned y_f32;
+    unsigned residual_bits; // 0 for none, 16 or 32
+    unsigned reserved[16];
+};
+static_assert(sizeof(GemmStep) == 640, "as `step::gemm_hopper` has it");
+
+enum Activation { LINEAR, GATED };
+
+template <Activation KIND> __device__ __forceinline__ float activate(const GemmStep &p, float x) {
+    if constexpr (KIND == LINEAR) {
+        float y;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(p.floor));
+        return y;
+    } else {
+        float square = fminf(x * x, 36.0f);
+        float exponent = -x * fmaf(fmaf(p.c2, square, p.c1), square, p.c0);
+        float power, gate;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(gate) : "f"(1.0f + power));
+        return fmaf(fmaf(p.scale, x, p.shift), gate, p.offset);
+    }
+}
+
+template <typename T> __device__ __forceinline__ unsigned pack(float low, float high);
+template <> __device__ __forceinline__ unsigned pack<__half>(float low, float high) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<unsigned *>(&pair);
+}
+template <> __device__ __forceinline__ unsigned pack<__nv_bfloat16>(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<unsigned *>(&pair);
+}
+
+template <typename T> __device__ __forceinline__ float2 unpack(unsigned bits);
+template <> __device__ __forceinline__ float2 unpack<__half>(unsigned bits) {
+    return __half22float2(*reinterpret_cast<__half2 *>(&bits));
+}
+template <> __device__ __forceinline__ float2 unpack<__nv_bfloat16>(unsigned bits) {
+    return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&bits));
+}
+
+constexpr int K_BLOCK = 64;      // elements of K in a stage: one swizzled row of 128 bytes
+constexpr int ROW_BYTES = 128;   // of a stage, of a panel
+
+// The shape of a block's work. A warpgroup multiplies 64·BLOCKS rows by COLUMNS columns.
+// ALTERNATE: each warpgroup has tiles of its own, so that one multiplies while the other writes;
+// else the warpgroups share a tile, one below the other.
+template <int BLOCKS_, int COLUMNS_, int GROUPS_, bool ALTERNATE_, int STAGES_, int CLUSTER_>
+struct Shape {
+    static constexpr int BLOCKS = BLOCKS_, COLUMNS = COLUMNS_, GROUPS = GROUPS_;
+    static constexpr bool ALTERNATE = ALTERNATE_;
+    static constexpr int STAGES = STAGES_, CLUSTER = CLUSTER_;
+    static constexpr int GROUP_ROWS = 64 * BLOCKS;
+    static constexpr int ROWS = ALTERNATE ? GROUP_ROWS : GROUP_ROWS * GROUPS;
+    static constexpr int X_BYTES = ROWS * ROW_BYTES, W_BYTES = COLUMNS * ROW_BYTES;
+    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
+    static constexpr int STAGE_PANELS = (ROWS + COLUMNS) / ROWS; // of a residual, in a stage
+    static constexpr int PANEL_BYTES = GROUP_ROWS * ROW_BYTES;
+    static constexpr int SHARED_BYTES =
+        STAGES * STAGE_BYTES + GROUPS * (2 * PANEL_BYTES + COLUMNS * 4) + STAGES * 16;
+    static_assert(SHARED_BYTES <= 232448, "more shared memory than a block may have");
+    // Warps that release a stage, in all blocks that write it.
+    static constexpr int RELEASES = (ALTERNATE ? 4 : 4 * GROUPS) * CLUSTER;
+    static constexpr int LOADERS = GROUPS > 1 ? 128 : 32;
+    static constexpr int THREADS = GROUPS * 128 + LOADERS;
+};
+
+struct Tile {
+    unsigned row, column;
+};
+
+// Tiles in the order in which they are made: `group` rows of tiles, column by column.
+__device__ __forceinline__ Tile tile_at(const GemmStep &p, unsigned index) {
+    unsigned per_group = p.group * p.column_tiles;
+    unsigned first = index / per_group * p.group;
+    unsigned rows = min(p.row_tiles - first, p.group);
+    unsigned inside = index % per_group;
+    return {first + inside % rows, inside / rows};
+}
+
+// A place in the ring of stages.
+template <int STAGES> struct Ring {
+    unsigned stage = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    __device__ __forceinline__ void skip(unsigned places) {
+        unsigned at = stage + places;
+        parity ^= (at / STAGES) & 1;
+        stage = at % STAGES;
+    }
+};
+
+template <typename S> struct Places {
+    unsigned stages, panels, bias, full, empty;
+    __device__ __forceinline__ Places(unsigned base) {
+        stages = base;
+        panels = stages + S::STAGES * S::STAGE_BYTES;
+        bias = panels + S::GROUPS * 2 * S::PANEL_BYTES;
+        full = bias + S::GROUPS * S::COLUMNS * 4;
+        empty = full + S::STAGES * 8;
+    }
+};
+
+template <typename S>
+__device__ __forceinline__ void load_tiles(const GemmStep &p, const Places<S> &at, unsigned rank) {
+    unsigned tiles = p.row_tiles * p.column_tiles;
+    unsigned panels = p.residual_bits * S::COLUMNS / 8 / ROW_BYTES;
+    const unsigned panel_columns = p.residual_bits == 32 ? ROW_BYTES / 4 : ROW_BYTES / 2;
+    Ring<S::STAGES> ring;
+    for (unsigned t = blockIdx.x / S::CLUSTER; t < tiles; t += gridDim.x / S::CLUSTER) {
+        Tile tile = tile_at(p, t);
+        int row = (tile.row * S::CLUSTER + rank) * S::ROWS;
+        int column = tile.column * S::COLUMNS;
+        // Read last, from far away: asked for first.
+        for (unsigned panel = 0; panel < panels; panel++)
+            tensor_prefetch_l2(&p.residual, column + panel * panel_columns, row);
+        for (unsigned k = 0; k < p.k_blocks; k++) {
+            barrier_wait(at.empty + 8 * ring.stage, ring.parity ^ 1);
+            unsigned full = at.full + 8 * ring.stage;
+            unsigned x = at.stages + ring.stage * S::STAGE_BYTES, w = x + S::X_BYTES;
+            barrier_arrive_expect(full, S::STAGE_BYTES);
+            tensor_load(x, &p.x, full, k * K_BLOCK, row);
+            if constexpr (S::CLUSTER == 1) {
+                tensor_load(w, &p.w, full, k * K_BLOCK, column);
+            } else {
+                constexpr int SHARE = S::COLUMNS / S::CLUSTER;
+                tensor_load_multicast(
+                    w + rank * SHARE * ROW_BYTES, &p.w, full, k * K_BLOCK, column + rank * SHARE,
+                    (1 << S::CLUSTER) - 1
+                );
+            }
+            ring.advance();
+        }
+        for (unsigned panel = 0; panel < panels; panel += S::STAGE_PANELS) {
+            barrier_wait(at.empty + 8 * ring.stage, ring.parity ^ 1);
+            unsigned full = at.full + 8 * ring.stage;
+            unsigned to = at.stages + ring.stage * S::STAGE_BYTES;
+            unsigned count = min(panels - panel, unsigned(S::STAGE_PANELS));
+            barrier_arrive_expect(full, count * S::X_BYTES);
+            for (unsigned i = 0; i < count; i++)
+                tensor_load(
+                    to + i * S::X_BYTES, &p.residual, full,
+                    column + (panel + i) * panel_columns, row
+                );
+            ring.advance();
+        }
+    }
+}
+
+// A warp no longer reads a stage.
+template <typename S> __device__ __forceinline__ void release(unsigned empty, unsigned lane) {
+    if constexpr (S::CLUSTER == 1) {
+        if (lane == 0)
+            barrier_arrive(empty);
+    } else {
+        if (lane < S::CLUSTER)
+            barrier_arrive_at(empty, lane);
+    }
+}
+
+// `after` is called when all products are on their way, before they are done.
+template <typename T, typename S, typename F>
+__device__ __forceinline__ void multiply(
+    float (&sums)[S::BLOCKS][S::COLUMNS / 2], const Places<S> &at, Ring<S::STAGES> &ring,
+    unsigned k_blocks, unsigned row_offset, unsigned lane, F after
+) {
+    unsigned previous = 0;
+    for (unsigned k = 0; k < k_blocks; k++) {
+        barrier_wait(at.full + 8 * ring.stage, ring.parity);
+        unsigned x = at.stages + ring.stage * S::STAGE_BYTES;
+        unsigned long long a = operand(x + row_offset * ROW_BYTES), b = operand(x + S::X_BYTES);
+        products_begin();
+#pragma unroll
+        for (int part = 0; part < K_BLOCK / 16; part++)
+#pragma unroll
+            for (int block = 0; block < S::BLOCKS; block++)
+                Product<T, S::COLUMNS>::run(
+                    sums[block], a + 2 * part + 512 * block, b + 2 * part, part > 0 || k > 0
+                );
+        products_commit();
+        if (k > 0) {
+            products_wait<1>();
+            release<S>(previous, lane);
+        }
+        previous = at.empty + 8 * ring.stage;
+        ring.advance();
+    }
+    after();
+    products_wait<0>();
+    release<S>(previous, lane);
+}
+
+// 32 columns of the residual, in the places of the sums: [block][row or row + 8][8 columns]. Waits
+// for their stage before the first and releases it after the last.
+template <typename T, typename S>
+__device__ __forceinline__ void read_residual(
+    float2 (&extra)[S::BLOCKS][2][4], unsigned bits, int slice, const Places<S> &at,
+    Ring<S::STAGES> &ring, unsigned row_offset
+) {
+    const unsigned thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+    const unsigned r = warp * 16 + lane / 4, turn = lane / 4;
+    const int panel = bits == 32 ? slice : slice / 2;
+    const int stage_slices = bits == 32 ? S::STAGE_PANELS : 2 * S::STAGE_PANELS;
+    if (slice % stage_slices == 0)
+        barrier_wait(at.full + 8 * ring.stage, ring.parity);
+    const unsigned from = at.stages + ring.stage * S::STAGE_BYTES +
+                          panel % S::STAGE_PANELS * S::X_BYTES + row_offset * ROW_BYTES;
+    if (bits == 32) {
+#pragma unroll
+        for (int i = 0; i < S::BLOCKS * 8; i++) {
+            float2 &to = extra[i / 8][i / 4 % 2][i % 4];
+            unsigned line = from + (i / 8 * 64 + r + i / 4 % 2 * 8) * ROW_BYTES;
+            unsigned chunk = (2 * (i % 4) + lane % 4 / 2) ^ turn;
+            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                         : "=f"(to.x), "=f"(to.y)
+                         : "r"(line + chunk * 16 + lane % 2 * 8));
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < S::BLOCKS * 8; i++) {
+            unsigned line = from + (i / 8 * 64 + r + i / 4 % 2 * 8) * ROW_BYTES;
+            unsigned chunk = (slice % 2 * 4 + i % 4) ^ turn, pair;
+            asm volatile("ld.shared.b32 %0, [%1];"
+                         : "=r"(pair)
+                         : "r"(line + chunk * 16 + lane % 4 * 4));
+            extra[i / 8][i / 4 % 2][i % 4] = unpack<T>(pair);
+        }
+    }
+    if (slice + 1 == S::COLUMNS / 32 || (slice + 1) % stage_slices == 0) {
+        __syncwarp();
+        release<S>(at.empty + 8 * ring.stage, lane);
+        ring.advance();
+    }
+}
+
+// The bias of a thread's columns among 32.
+__device__ __forceinline__ void read_bias(float2 (&b)[4], unsigned bias, int slice) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(b[j].x), "=f"(b[j].y)
+                     : "r"(bias + (slice * 32 + j * 8 + threadIdx.x % 4 * 2) * 4));
+}
+
+template <typename T, typename S, Activation KIND>
+__device__ __forceinline__ void finish(
+    const GemmStep &p, float (&sums)[S::BLOCKS][S::COLUMNS / 2],
+    const Places<S> &at, Ring<S::STAGES> &ring, unsigned &buffer, unsigned group,
+    unsigned row_offset, int row, int column
+) {
+    const unsigned thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+    const unsigned bias = at.bias + group * S::COLUMNS * 4;
+    const unsigned panels = at.panels + group * 2 * S::PANEL_BYTES;
+    // Of this thread's sums: row in 64, and the same modulo 8, by which panels are swizzled.
+    const unsigned r = warp * 16 + lane / 4, turn = lane / 4;
+#pragma unroll
+    for (int slice = 0; slice < S::COLUMNS / 32; slice++) {
+        const int panel = p.y_f32 ? slice : slice / 2;
+        const unsigned to = panels + buffer * S::PANEL_BYTES;
+        if (p.y_f32 || slice % 2 == 0) {
+            if (thread == 0)
+                bulk_wait_read<1>();
+            named_barrier(1 + group, 128);
+        }
+        float2 extra[S::BLOCKS][2][4];
+        if (p.residual_bits != 0)
+            read_residual<T, S>(extra, p.residual_bits, slice, at, ring, row_offset);
+        float2 b[4];
+        read_bias(b, bias, slice);
+#pragma unroll
+        for (int block = 0; block < S::BLOCKS; block++) {
+            float2 y[2][4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int i = (slice * 4 + j) * 4 + half * 2;
+                    y[half][j].x = activate<KIND>(p, sums[block][i] + b[j].x);
+                    y[half][j].y = activate<KIND>(p, sums[block][i + 1] + b[j].y);
+                    if (p.residual_bits != 0) {
+                        y[half][j].x += extra[block][half][j].x;
+                        y[half][j].y += extra[block][half][j].y;
+                    }
+                }
+            }
+            if (p.y_f32) {
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        unsigned chunk = (2 * j + lane % 4 / 2) ^ turn;
+                        unsigned line = to + (block * 64 + r + 8 * half) * ROW_BYTES;
+                        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(
+                                         line + chunk * 16 + lane % 2 * 8
+                                     ),
+                                     "f"(y[half][j].x), "f"(y[half][j].y)
+                                     : "memory");
+                    }
+            } else {
+#pragma unroll
+                for (int j = 0; j < 4; j += 2) {
+                    unsigned line = to + (block * 64 + warp * 16 + lane % 16) * ROW_BYTES;
+                    unsigned chunk = (slice % 2 * 4 + j + lane / 16) ^ (lane % 8);
+                    matrix_store(
+                        line + chunk * 16, pack<T>(y[0][j].x, y[0][j].y),
+                        pack<T>(y[1][j].x, y[1][j].y), pack<T>(y[0][j + 1].x, y[0][j + 1].y),
+                        pack<T>(y[1][j + 1].x, y[1][j + 1].y)
+                    );
+                }
+            }
+        }
+        if (p.y_f32 || slice % 2 == 1) {
+            async_fence();
+            named_barrier(1 + group, 128);
+            const int first = column + panel * (p.y_f32 ? 32 : 64);
+            if (thread == 0) {
+                if (first < p.n)
+                    tensor_store(&p.y, to, first, row);
+                bulk_commit();
+            }
+            buffer ^= 1;
+        }
+    }
+}
+
+template <typename T, typename S, Activation KIND>
+__device__ __forceinline__ void compute_tiles(
+    const GemmStep &p, const Places<S> &at, unsigned rank, unsigned group
+) {
+    const unsigned thread = threadIdx.x % 128, lane = thread % 32;
+    const unsigned row_offset = S::ALTERNATE ? 0 : group * S::GROUP_ROWS;
+    const unsigned tiles = p.row_tiles * p.column_tiles;
+    const unsigned step = gridDim.x / S::CLUSTER;
+    const unsigned panels = p.residual_bits * S::COLUMNS / 8 / ROW_BYTES;
+    const unsigned residual_places = (panels + S::STAGE_PANELS - 1) / S::STAGE_PANELS;
+    const unsigned places = p.k_blocks + residual_places;
+    Ring<S::STAGES> ring;
+    unsigned buffer = 0;
+    unsigned first = blockIdx.x / S::CLUSTER;
+    if (S::ALTERNATE && group == 1) {
+        ring.skip(places);
+        first += step;
+        named_arrive(3, 256);
+    }
+    for (unsigned t = first; t < tiles; t += S::ALTERNATE ? S::GROUPS * step : step) {
+        Tile tile = tile_at(p, t);
+        int row = (tile.row * S::CLUSTER + rank) * S::ROWS + row_offset;
+        int column = tile.column * S::COLUMNS;
+        float bias[(S::COLUMNS + 127) / 128];
+#pragma unroll
+        for (int i = 0; i < (S::COLUMNS + 127) / 128; i++) {
+            unsigned c = column + thread + 128 * i;
+            bias[i] = p.bias != nullptr && c < p.n ? __ldg(p.bias + c) : 0.0f;
+        }
+        float sums[S::BLOCKS][S::COLUMNS / 2];
+        // Warpgroups that alternate wait for their turn: the parity of a stage tells its next use
+        // from the last, not from the one before, so nobody may look further ahead. The turn ends
+        // when all stages of the tile have been seen full.
+        if (S::ALTERNATE)
+            named_barrier(3 + group, 256);
+        multiply<T, S>(sums, at, ring, p.k_blocks, row_offset, lane, [&] {
+            if (S::ALTERNATE) {
+                Ring<S::STAGES> ahead = ring;
+                for (unsigned i = 0; i < residual_places; i++) {
+                    barrier_wait(at.full + 8 * ahead.stage, ahead.parity);
+                    ahead.advance();
+                }
+                named_arrive(4 - group, 256);
+            }
+        });
+#pragma unroll
+        for (int i = 0; i < S::BLOCKS; i++)
+            pin(sums[i]);
+#pragma unroll
+        for (int i = 0; i < (S::COLUMNS + 127) / 128; i++)
+            if (S::COLUMNS % 128 == 0 || thread + 128 * i < S::COLUMNS)
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(
+                                 at.bias + (group * S::COLUMNS + thread + 128 * i) * 4
+                             ),
+                             "f"(bias[i])
+                             : "memory");
+        finish<T, S, KIND>(p, sums, at, ring, buffer, group, row_offset, row, column);
+        if (S::ALTERNATE && S::GROUPS == 2)
+            ring.skip(places);
+    }
+    if (thread == 0)
+        bulk_wait_read<0>();
+}
+
+template <typename T, typename S, Activation KIND>
+__device__ __forceinline__ void product(const GemmStep &p) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    Places<S> at(shared_address(shared));
+    const unsigned group = __shfl_sync(~0u, threadIdx.x / 128, 0); // uniform, for the compiler
+    const unsigned rank = S::CLUSTER == 1 ? 0 : cluster_rank();
+    if (threadIdx.x == S::GROUPS * 128) {
+        tensor_prefetch(&p.x);
+        tensor_prefetch(&p.w);
+        for (int i = 0; i < S::STAGES; i++) {
+            barrier_init(at.full + 8 * i, 1);
+            barrier_init(at.empty + 8 * i, S::RELEASES);
+        }
+        barrier_init_fence();
+        async_fence();
+    }
+    wait_for_earlier();
+    if constexpr (S::CLUSTER == 1) {
+        __syncthreads();
+    } else {
+        cluster_arrive();
+        cluster_wait();
+    }
+    if (group == S::GROUPS) {
+        if constexpr (S::GROUPS > 1)
+            registers_shrink<40>();
+        if (threadIdx.x == S::GROUPS * 128)
+            load_tiles<S>(p, at, rank);
+    } else {
+        if constexpr (S::GROUPS > 1)
+            registers_grow<232>();
+        compute_tiles<T, S, KIND>(p, at, rank, group);
+    }
+    if constexpr (S::CLUSTER > 1) {
+        // A block's shared memory lives until its neighbours have written their last to it.
+        __syncwarp();
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+
+} // namespace products
