@@ -22,10 +22,9 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include "attention.cuh"
 #include "dependent.cuh"
 #include "run.cuh"
-
-#define INFINITE __int_as_float(0x7f800000)
 
 // ------------------------------------------------------------------------------------------------
 // Which keys each query sees.
@@ -564,20 +563,6 @@ ATTENTION_F32(64, 128)
 
 // ------------------------------------------------------------------------------------------------
 // One pair of 16-bit queries and keys, on tensor cores.
-
-#include "attention.cuh"
-
-// One 16-byte copy into shared memory behind the processor's back; zeros where not `valid`.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(valid ? 16 : 0));
-}
-
-__device__ __forceinline__ void fragments(unsigned (&r)[4], unsigned from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from));
-}
 
 __device__ __forceinline__ void fragments_transposed(unsigned (&r)[4], unsigned from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#define INFINITE __int_as_float(0x7f800000)
+
 // Mirrored by `step::attention::FlashArguments`. All rows and heads begin at multiples of 16 bytes.
 struct FlashArguments {
     uint64_t q;           // query i of row b starts b * q_batch + i * q_stride elements on
@@ -60,4 +62,16 @@ __device__ __forceinline__ unsigned packed(float a, float b, __half) {
 __device__ __forceinline__ unsigned packed(float a, float b, __nv_bfloat16) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
     return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+// One 16-byte copy into shared memory behind the processor's back; zeros where not `valid`.
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0));
+}
+
+__device__ __forceinline__ void fragments(unsigned (&r)[4], unsigned from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from));
 }

@@ -30,13 +30,22 @@ struct GemmStep {
 };
 static_assert(sizeof(GemmStep) == 640, "as `step::gemm_hopper` has it");
 
-enum Activation { LINEAR, GATED };
+// GELU: as exact as f32 wants it, where GATED's polynomial is for 16 bits.
+enum Activation { LINEAR, GATED, GELU };
 
 template <Activation KIND> __device__ __forceinline__ float activate(const GemmStep &p, float x) {
     if constexpr (KIND == LINEAR) {
         float y;
         asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(p.floor));
         return y;
+    } else if constexpr (KIND == GELU) {
+        // erf to 3e-7 (Abramowitz and Stegun 7.1.28); infinite beyond where it is 1.
+        float z = 0.70710678f * fabsf(x), q = fmaf(z, 0.0000430638f, 0.0002765672f), rest;
+        q = fmaf(z, fmaf(z, fmaf(z, q, 0.0001520143f), 0.0092705272f), 0.0422820123f);
+        q = fmaf(z, fmaf(z, q, 0.0705230784f), 1.0f);
+        q *= q, q *= q, q *= q, q *= q;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rest) : "f"(q));
+        return 0.5f * fmaf(fabsf(x), 1.0f - rest, x);
     } else {
         float square = fminf(x * x, 36.0f);
         float exponent = -x * fmaf(fmaf(p.c2, square, p.c1), square, p.c0);
@@ -65,21 +74,34 @@ template <> __device__ __forceinline__ float2 unpack<__nv_bfloat16>(unsigned bit
     return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&bits));
 }
 
-constexpr int K_BLOCK = 64;      // elements of K in a stage: one swizzled row of 128 bytes
 constexpr int ROW_BYTES = 128;   // of a stage, of a panel
+
+// f32 as two numbers of tf32, the second what the first leaves. W comes as both, 32 numbers of the
+// first and then 32 of the second; X is split on its way to the tensor cores.
+struct Split {
+    float x;
+};
+template <typename T> constexpr bool IS_SPLIT = false;
+template <> constexpr bool IS_SPLIT<Split> = true;
+
+// Elements of K in a stage: one swizzled row.
+template <typename T> constexpr int K_BLOCK = ROW_BYTES / sizeof(T);
 
 // The shape of a block's work. A warpgroup multiplies 64·BLOCKS rows by COLUMNS columns.
 // ALTERNATE: each warpgroup has tiles of its own, so that one multiplies while the other writes;
 // else the warpgroups share a tile, one below the other.
-template <int BLOCKS_, int COLUMNS_, int GROUPS_, bool ALTERNATE_, int STAGES_, int CLUSTER_>
+// W_PARTS: rows of W for one of K.
+template <
+    int BLOCKS_, int COLUMNS_, int GROUPS_, bool ALTERNATE_, int STAGES_, int CLUSTER_,
+    int W_PARTS_ = 1>
 struct Shape {
     static constexpr int BLOCKS = BLOCKS_, COLUMNS = COLUMNS_, GROUPS = GROUPS_;
     static constexpr bool ALTERNATE = ALTERNATE_;
-    static constexpr int STAGES = STAGES_, CLUSTER = CLUSTER_;
+    static constexpr int STAGES = STAGES_, CLUSTER = CLUSTER_, W_PARTS = W_PARTS_;
     static constexpr int GROUP_ROWS = 64 * BLOCKS;
     static constexpr int ROWS = ALTERNATE ? GROUP_ROWS : GROUP_ROWS * GROUPS;
     static constexpr int X_BYTES = ROWS * ROW_BYTES, W_BYTES = COLUMNS * ROW_BYTES;
-    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
+    static constexpr int STAGE_BYTES = X_BYTES + W_PARTS * W_BYTES;
     static constexpr int STAGE_PANELS = (ROWS + COLUMNS) / ROWS; // of a residual, in a stage
     static constexpr int PANEL_BYTES = GROUP_ROWS * ROW_BYTES;
     static constexpr int SHARED_BYTES =
@@ -131,7 +153,7 @@ template <typename S> struct Places {
     }
 };
 
-template <typename S>
+template <typename T, typename S>
 __device__ __forceinline__ void load_tiles(const GemmStep &p, const Places<S> &at, unsigned rank) {
     unsigned tiles = p.row_tiles * p.column_tiles;
     unsigned panels = p.residual_bits * S::COLUMNS / 8 / ROW_BYTES;
@@ -149,15 +171,20 @@ __device__ __forceinline__ void load_tiles(const GemmStep &p, const Places<S> &a
             unsigned full = at.full + 8 * ring.stage;
             unsigned x = at.stages + ring.stage * S::STAGE_BYTES, w = x + S::X_BYTES;
             barrier_arrive_expect(full, S::STAGE_BYTES);
-            tensor_load(x, &p.x, full, k * K_BLOCK, row);
-            if constexpr (S::CLUSTER == 1) {
-                tensor_load(w, &p.w, full, k * K_BLOCK, column);
-            } else {
-                constexpr int SHARE = S::COLUMNS / S::CLUSTER;
-                tensor_load_multicast(
-                    w + rank * SHARE * ROW_BYTES, &p.w, full, k * K_BLOCK, column + rank * SHARE,
-                    (1 << S::CLUSTER) - 1
-                );
+            tensor_load(x, &p.x, full, k * K_BLOCK<T>, row);
+#pragma unroll
+            for (unsigned part = 0; part < S::W_PARTS; part++) {
+                const unsigned to = w + part * S::W_BYTES;
+                const unsigned from = (k * S::W_PARTS + part) * K_BLOCK<T>;
+                if constexpr (S::CLUSTER == 1) {
+                    tensor_load(to, &p.w, full, from, column);
+                } else {
+                    constexpr int SHARE = S::COLUMNS / S::CLUSTER;
+                    tensor_load_multicast(
+                        to + rank * SHARE * ROW_BYTES, &p.w, full, from, column + rank * SHARE,
+                        (1 << S::CLUSTER) - 1
+                    );
+                }
             }
             ring.advance();
         }
@@ -201,7 +228,7 @@ __device__ __forceinline__ void multiply(
         unsigned long long a = operand(x + row_offset * ROW_BYTES), b = operand(x + S::X_BYTES);
         products_begin();
 #pragma unroll
-        for (int part = 0; part < K_BLOCK / 16; part++)
+        for (int part = 0; part < ROW_BYTES / 32; part++)
 #pragma unroll
             for (int block = 0; block < S::BLOCKS; block++)
                 Product<T, S::COLUMNS>::run(
@@ -220,6 +247,80 @@ __device__ __forceinline__ void multiply(
     release<S>(previous, lane);
 }
 
+// Three products of tf32 for one of f32. The tensor cores cut off what they add to a sum, so sums
+// of 32 numbers are closed, the small products first.
+template <typename S>
+__device__ __forceinline__ void multiply_split(
+    float (&totals)[S::COLUMNS / 2], const Places<S> &at, Ring<S::STAGES> &ring, unsigned k_blocks,
+    unsigned row_offset, unsigned lane
+) {
+    constexpr int PARTS = ROW_BYTES / 32;
+    const unsigned warp = threadIdx.x % 128 / 32;
+    const unsigned line = (row_offset + warp * 16 + lane % 16) * ROW_BYTES;
+#pragma unroll
+    for (int i = 0; i < S::COLUMNS / 2; i++)
+        totals[i] = 0.0f;
+    struct Parts {
+        unsigned high[PARTS][4], low[PARTS][4];
+    };
+    const auto load = [&](Parts &of, const Ring<S::STAGES> &from) {
+        barrier_wait(at.full + 8 * from.stage, from.parity);
+        const unsigned x = at.stages + from.stage * S::STAGE_BYTES + line;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            matrix_load(of.high[part], x + ((2 * part + lane / 16) ^ (lane % 8)) * 16);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float whole = __uint_as_float(of.high[part][i]);
+                of.high[part][i] = (of.high[part][i] + 0x1000u) & 0xffffe000u;
+                of.low[part][i] = __float_as_uint(whole - __uint_as_float(of.high[part][i]));
+            }
+        }
+    };
+    // Multiplies a stage, meanwhile splitting X of the next one.
+    const auto run = [&](const Parts &of, Parts &next, bool more) {
+        const unsigned w = at.stages + ring.stage * S::STAGE_BYTES + S::X_BYTES;
+        const unsigned long long b = operand(w), b_low = operand(w + S::W_BYTES);
+        float sums[S::COLUMNS / 2];
+        products_begin();
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            ProductOfRegisters<S::COLUMNS>::run(sums, of.low[part], b + 2 * part, part > 0);
+            ProductOfRegisters<S::COLUMNS>::run(sums, of.high[part], b_low + 2 * part, 1);
+        }
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+            ProductOfRegisters<S::COLUMNS>::run(sums, of.high[part], b + 2 * part, 1);
+        products_commit();
+        const unsigned empty = at.empty + 8 * ring.stage;
+        ring.advance();
+        if (more)
+            load(next, ring);
+        products_wait<0>();
+        pin(sums);
+        release<S>(empty, lane);
+#pragma unroll
+        for (int i = 0; i < S::COLUMNS / 2; i++)
+            totals[i] += sums[i];
+    };
+    // One warpgroup splits ahead. Two fill one another's gaps, and would only hold more stages.
+    if constexpr (S::GROUPS == 1) {
+        Parts even, odd;
+        load(even, ring);
+        for (unsigned k = 0; k < k_blocks; k += 2) {
+            run(even, odd, k + 1 < k_blocks);
+            if (k + 1 < k_blocks)
+                run(odd, even, k + 2 < k_blocks);
+        }
+    } else {
+        Parts parts;
+        for (unsigned k = 0; k < k_blocks; k++) {
+            load(parts, ring);
+            run(parts, parts, false);
+        }
+    }
+}
+
 // 32 columns of the residual, in the places of the sums: [block][row or row + 8][8 columns]. Waits
 // for their stage before the first and releases it after the last.
 template <typename T, typename S>
@@ -229,13 +330,14 @@ __device__ __forceinline__ void read_residual(
 ) {
     const unsigned thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const unsigned r = warp * 16 + lane / 4, turn = lane / 4;
-    const int panel = bits == 32 ? slice : slice / 2;
-    const int stage_slices = bits == 32 ? S::STAGE_PANELS : 2 * S::STAGE_PANELS;
+    const bool f32 = sizeof(T) == 4 || bits == 32;
+    const int panel = f32 ? slice : slice / 2;
+    const int stage_slices = f32 ? S::STAGE_PANELS : 2 * S::STAGE_PANELS;
     if (slice % stage_slices == 0)
         barrier_wait(at.full + 8 * ring.stage, ring.parity);
     const unsigned from = at.stages + ring.stage * S::STAGE_BYTES +
                           panel % S::STAGE_PANELS * S::X_BYTES + row_offset * ROW_BYTES;
-    if (bits == 32) {
+    if (f32) {
 #pragma unroll
         for (int i = 0; i < S::BLOCKS * 8; i++) {
             float2 &to = extra[i / 8][i / 4 % 2][i % 4];
@@ -245,7 +347,7 @@ __device__ __forceinline__ void read_residual(
                          : "=f"(to.x), "=f"(to.y)
                          : "r"(line + chunk * 16 + lane % 2 * 8));
         }
-    } else {
+    } else if constexpr (sizeof(T) == 2) {
 #pragma unroll
         for (int i = 0; i < S::BLOCKS * 8; i++) {
             unsigned line = from + (i / 8 * 64 + r + i / 4 % 2 * 8) * ROW_BYTES;
@@ -257,6 +359,9 @@ __device__ __forceinline__ void read_residual(
         }
     }
     if (slice + 1 == S::COLUMNS / 32 || (slice + 1) % stage_slices == 0) {
+        // Loads are over before copies may write there: an arrival overtakes those on their way
+        // (65,536 x 768 x 768 in tf32: three results in a thousand were wrong).
+        async_fence();
         __syncwarp();
         release<S>(at.empty + 8 * ring.stage, lane);
         ring.advance();
@@ -283,11 +388,12 @@ __device__ __forceinline__ void finish(
     const unsigned panels = at.panels + group * 2 * S::PANEL_BYTES;
     // Of this thread's sums: row in 64, and the same modulo 8, by which panels are swizzled.
     const unsigned r = warp * 16 + lane / 4, turn = lane / 4;
+    const bool y_f32 = sizeof(T) == 4 || p.y_f32;
 #pragma unroll
     for (int slice = 0; slice < S::COLUMNS / 32; slice++) {
-        const int panel = p.y_f32 ? slice : slice / 2;
+        const int panel = y_f32 ? slice : slice / 2;
         const unsigned to = panels + buffer * S::PANEL_BYTES;
-        if (p.y_f32 || slice % 2 == 0) {
+        if (y_f32 || slice % 2 == 0) {
             if (thread == 0)
                 bulk_wait_read<1>();
             named_barrier(1 + group, 128);
@@ -313,7 +419,7 @@ __device__ __forceinline__ void finish(
                     }
                 }
             }
-            if (p.y_f32) {
+            if (y_f32) {
 #pragma unroll
                 for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -326,7 +432,7 @@ __device__ __forceinline__ void finish(
                                      "f"(y[half][j].x), "f"(y[half][j].y)
                                      : "memory");
                     }
-            } else {
+            } else if constexpr (sizeof(T) == 2) {
 #pragma unroll
                 for (int j = 0; j < 4; j += 2) {
                     unsigned line = to + (block * 64 + warp * 16 + lane % 16) * ROW_BYTES;
@@ -339,10 +445,10 @@ __device__ __forceinline__ void finish(
                 }
             }
         }
-        if (p.y_f32 || slice % 2 == 1) {
+        if (y_f32 || slice % 2 == 1) {
             async_fence();
             named_barrier(1 + group, 128);
-            const int first = column + panel * (p.y_f32 ? 32 : 64);
+            const int first = column + panel * (y_f32 ? 32 : 64);
             if (thread == 0) {
                 if (first < p.n)
                     tensor_store(&p.y, to, first, row);
@@ -388,16 +494,21 @@ __device__ __forceinline__ void compute_tiles(
         // when all stages of the tile have been seen full.
         if (S::ALTERNATE)
             named_barrier(3 + group, 256);
-        multiply<T, S>(sums, at, ring, p.k_blocks, row_offset, lane, [&] {
-            if (S::ALTERNATE) {
-                Ring<S::STAGES> ahead = ring;
-                for (unsigned i = 0; i < residual_places; i++) {
-                    barrier_wait(at.full + 8 * ahead.stage, ahead.parity);
-                    ahead.advance();
+        if constexpr (IS_SPLIT<T>) {
+            static_assert(S::BLOCKS == 1 && !S::ALTERNATE, "sums and totals of one block");
+            multiply_split<S>(sums[0], at, ring, p.k_blocks, row_offset, lane);
+        } else {
+            multiply<T, S>(sums, at, ring, p.k_blocks, row_offset, lane, [&] {
+                if (S::ALTERNATE) {
+                    Ring<S::STAGES> ahead = ring;
+                    for (unsigned i = 0; i < residual_places; i++) {
+                        barrier_wait(at.full + 8 * ahead.stage, ahead.parity);
+                        ahead.advance();
+                    }
+                    named_arrive(4 - group, 256);
                 }
-                named_arrive(4 - group, 256);
-            }
-        });
+            });
+        }
 #pragma unroll
         for (int i = 0; i < S::BLOCKS; i++)
             pin(sums[i]);
@@ -444,7 +555,7 @@ __device__ __forceinline__ void product(const GemmStep &p) {
         if constexpr (S::GROUPS > 1)
             registers_shrink<40>();
         if (threadIdx.x == S::GROUPS * 128)
-            load_tiles<S>(p, at, rank);
+            load_tiles<T, S>(p, at, rank);
     } else {
         if constexpr (S::GROUPS > 1)
             registers_grow<232>();

@@ -1,8 +1,9 @@
 // The Hopper instructions that the matrix products are made of: warpgroup products (wgmma), bulk
 // tensor copies, transaction barriers. One function an instruction; knows no tile.
 //
-// Wgmma operands are 64-element (128-byte) K-major rows in shared memory with the 128-byte swizzle,
-// 1024-byte aligned in groups of eight rows, as the bulk tensor copy writes them.
+// Wgmma operands are 128-byte K-major rows in shared memory: 64 elements of 16 bits, 32 of f32.
+// They have the 128-byte swizzle, 1024-byte aligned in groups of eight rows, as the bulk tensor
+// copy writes them.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -145,7 +146,8 @@ template <int PENDING> __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 
-// Makes what this thread wrote to shared memory visible to bulk copies and wgmma.
+// Makes what this thread wrote to shared memory visible to bulk copies and wgmma, and its loads
+// from there precede their writes.
 __device__ __forceinline__ void async_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -160,10 +162,18 @@ __device__ __forceinline__ void matrix_store(
                  : "memory");
 }
 
+// Four 8 x 16-byte matrices to a warp's registers; the address is that of row `lane % 8` of matrix
+// `lane / 8`.
+__device__ __forceinline__ void matrix_load(unsigned (&r)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address));
+}
+
 // --- warpgroup products ---------------------------------------------------------------------
 
 // Descriptor of a K-major operand with the 128-byte swizzle: address and stride of eight rows
-// (1024 bytes) in units of 16 bytes. 16 elements of K further is 2 more.
+// (1024 bytes) in units of 16 bytes. 32 bytes of K further, a product's share, is 2 more.
 __device__ __forceinline__ unsigned long long operand(unsigned address) {
     return (static_cast<unsigned long long>((address & 0x3FFFF) >> 4)) | (1ull << 16) |
            (64ull << 32) | (1ull << 62);
@@ -223,7 +233,8 @@ template <int N> __device__ __forceinline__ void pin(float (&sums)[N]) {
     "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
     "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-// d += a · bᵀ, or d = a · bᵀ where `add` is 0: [64, 16] by [N, 16].
+// d += a · bᵀ, or d = a · bᵀ where `add` is 0: [64, 16] by [N, 16], of f32 [64, 8] by [N, 8], which
+// is multiplied as tf32: the last 13 bits of a number are not looked at.
 template <typename T, int N> struct Product;
 
 #define PRODUCT(TYPE, NAME, N, PLACES, SUMS, A, B, ADD)                                            \
@@ -234,6 +245,19 @@ template <typename T, int N> struct Product;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                          \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME           \
                          " {" PLACES "}, " A ", " B ", p, 1, 1, 0, 0;\n}"                          \
+                         : SUMS                                                                    \
+                         : "l"(a), "l"(b), "r"(add));                                              \
+        }                                                                                          \
+    };
+
+#define PRODUCT_TF32(N, PLACES, SUMS, A, B, ADD)                                                   \
+    template <> struct Product<float, N> {                                                         \
+        static __device__ __forceinline__ void run(                                                \
+            float (&d)[N / 2], unsigned long long a, unsigned long long b, int add                 \
+        ) {                                                                                        \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                          \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32"                 \
+                         " {" PLACES "}, " A ", " B ", p, 1, 1;\n}"                                \
                          : SUMS                                                                    \
                          : "l"(a), "l"(b), "r"(add));                                              \
         }                                                                                          \
@@ -251,3 +275,26 @@ PRODUCT(__half, "f16", 192, PLACES_96, SUMS_OF_192, "%96", "%97", "%98")
 PRODUCT(__nv_bfloat16, "bf16", 192, PLACES_96, SUMS_OF_192, "%96", "%97", "%98")
 PRODUCT(__half, "f16", 256, PLACES_128, SUMS_OF_256, "%128", "%129", "%130")
 PRODUCT(__nv_bfloat16, "bf16", 256, PLACES_128, SUMS_OF_256, "%128", "%129", "%130")
+PRODUCT_TF32(64, PLACES_32, SUMS_OF_64, "%32", "%33", "%34")
+PRODUCT_TF32(128, PLACES_64, SUMS_OF_128, "%64", "%65", "%66")
+PRODUCT_TF32(192, PLACES_96, SUMS_OF_192, "%96", "%97", "%98")
+PRODUCT_TF32(256, PLACES_128, SUMS_OF_256, "%128", "%129", "%130")
+
+// The same for tf32 with the 16 rows of `a` that a warp has in registers.
+template <int N> struct ProductOfRegisters;
+
+#define PRODUCT_OF_REGISTERS(N, PLACES, SUMS, A, B, ADD)                                           \
+    template <> struct ProductOfRegisters<N> {                                                     \
+        static __device__ __forceinline__ void run(                                                \
+            float (&d)[N / 2], const unsigned (&a)[4], unsigned long long b, int add               \
+        ) {                                                                                        \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                          \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32"                 \
+                         " {" PLACES "}, {" A "}, " B ", p, 1, 1;\n}"                              \
+                         : SUMS                                                                    \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));          \
+        }                                                                                          \
+    };
+
+PRODUCT_OF_REGISTERS(64, PLACES_32, SUMS_OF_64, "%32, %33, %34, %35", "%36", "%37")
+PRODUCT_OF_REGISTERS(128, PLACES_64, SUMS_OF_128, "%64, %65, %66, %67", "%68", "%69")

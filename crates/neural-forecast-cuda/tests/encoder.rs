@@ -112,6 +112,7 @@ fn stacks_on_tensor_cores() {
     let mut failures = Vec::new();
     for (precision, more) in [
         (Precision::F32, 0.0),
+        (Precision::Tf32, 0.006),
         (Precision::F16, 0.006),
         (Precision::Bf16, 0.04),
         (Precision::Int8, 0.06),

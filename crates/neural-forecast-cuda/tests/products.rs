@@ -36,7 +36,7 @@ fn product(
 }
 
 #[test]
-fn sixteen_bit_products_in_tiles() {
+fn products_in_tiles() {
     let Some(device) = device() else { return };
     let mut cases = Vec::new();
     let activations = [
@@ -61,7 +61,12 @@ fn sixteen_bit_products_in_tiles() {
     cases.push(product((90, 211), (72, 516), Activation::Relu, true));
     cases.push(product((90, 211), (264, 512), Activation::Identity, false));
     // What rounding weights and inputs to 11 and 8 bits leaves of sums of magnitude about 1.
-    for (precision, more) in [(Precision::F16, 1e-3), (Precision::Bf16, 8e-3)] {
+    for (precision, more) in [
+        (Precision::F32, 0.0),
+        (Precision::Tf32, 1e-3),
+        (Precision::F16, 1e-3),
+        (Precision::Bf16, 8e-3),
+    ] {
         let options = LoadOptions { fuse: false, precision, ..LoadOptions::default() };
         let cases: Vec<Case> = cases.iter().map(|case| case.widened(more)).collect();
         let (ran, failures) = conform_all(&device, &cases, &options);

@@ -32,6 +32,8 @@ pub(crate) struct Panels {
     pub(crate) stride: usize,
     /// Rows of a box, 1 to 256.
     pub(crate) box_rows: usize,
+    /// Whether copies to shared memory round f32 to tf32 (to nearest).
+    pub(crate) rounded: bool,
 }
 
 impl TensorMap {
@@ -43,7 +45,7 @@ impl TensorMap {
     /// # Errors
     /// If the driver refuses an address, a size or a stride.
     pub(crate) fn of(panels: &Panels) -> Result<TensorMap, DeviceError> {
-        let &Panels { address, element_bytes, rows, columns, stride, box_rows } = panels;
+        let &Panels { address, element_bytes, rows, columns, stride, box_rows, rounded } = panels;
         let aligned = address.is_multiple_of(16) && (stride * element_bytes).is_multiple_of(16);
         if !aligned || !matches!(element_bytes, 2 | 4) || box_rows == 0 || box_rows > 256 {
             let message = format!("a matrix that tensor maps cannot describe: {panels:?}");
@@ -51,7 +53,11 @@ impl TensorMap {
         }
         let library = Library::open()?;
         // Copied bit by bit, so 16-bit floats of both formats are halves.
-        let data_type = if element_bytes == 2 { FLOAT16 } else { FLOAT32 };
+        let data_type = match element_bytes {
+            2 => FLOAT16,
+            _ if rounded => TFLOAT32,
+            _ => FLOAT32,
+        };
         let sizes = [columns as u64, rows as u64];
         let strides = [(stride * element_bytes) as u64];
         let box_sizes = [(BOX_BYTES / element_bytes) as u32, box_rows as u32];
@@ -91,6 +97,7 @@ struct Encoded(TensorMap);
 // `…FloatOOBfill`.
 const FLOAT16: c_int = 6;
 const FLOAT32: c_int = 7;
+const TFLOAT32: c_int = 11;
 const INTERLEAVE_NONE: c_int = 0;
 const SWIZZLE_128B: c_int = 3;
 const PROMOTION_256B: c_int = 3;
@@ -101,7 +108,15 @@ mod tests {
     use super::*;
 
     fn panels() -> Panels {
-        Panels { address: 4096, element_bytes: 2, rows: 7, columns: 100, stride: 104, box_rows: 64 }
+        Panels {
+            address: 4096,
+            element_bytes: 2,
+            rows: 7,
+            columns: 100,
+            stride: 104,
+            box_rows: 64,
+            rounded: false,
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `attention`: which keys each query sees, queries and keys made ready, and the products.
 //!
-//! [`Scores`] computes the op with all its features in f32; [`Flash`] the plain case in 16 bits on
-//! tensor cores, for stacks. Neither projects. Kernels in `ptx/attention.cu` and, on Hopper,
-//! `ptx/attention_hopper.cu`.
+//! [`Scores`] computes the op with all its features in f32; [`Flash`] the plain case on tensor
+//! cores, for stacks. Neither projects. Kernels in `ptx/attention.cu` and, on Hopper,
+//! `ptx/attention_hopper.cu` and, for f32 on tensor cores, `ptx/attention_tf32_hopper.cu`.
 
 use neural_forecast_runtime::ops::{
     Attention, AttentionBias, AttentionLayer, Columns, KeyValueRing, QkNorm, Rope, relative_bucket,
@@ -12,9 +12,15 @@ use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use super::gemm::Element;
 use super::{Build, Loaded, Packer};
+use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
 
 const MODULE: &str = "attention";
+const MODULE_TF32: &str = "attention_tf32_hopper";
+
+/// Shared memory of the widest f32 kernel on tensor cores: 64 queries, and two tiles of keys and of
+/// values.
+const F32_BYTES_MAX: u32 = (64 + 4 * 64) * 128 * 4;
 
 /// `PAIRS_MAX` of the kernels.
 const PAIRS_MAX: usize = 64;
@@ -764,15 +770,18 @@ impl Loaded for LoadedAttention {
     }
 }
 
-/// Attention of one 16-bit query, key and value, all features absent but causality and a mask.
+/// Attention of one query, key and value on tensor cores, all features absent but causality and a
+/// mask.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flash {
     pub(crate) heads: usize,
     pub(crate) head: usize,
     pub(crate) scale: f32,
     pub(crate) causal: bool,
-    /// F16 or Bf16.
+    /// Of queries, keys, values and results.
     pub(crate) element: Element,
+    /// F32 is multiplied as it is, not as tf32.
+    pub(crate) exact: bool,
 }
 
 /// One run of [`Flash`]; addresses and strides as `FlashArguments` of `ptx/attention.cuh` has them.
@@ -822,14 +831,16 @@ struct FlashArguments {
 unsafe impl Arguments for FlashArguments {}
 
 impl Flash {
-    /// Whether a layer's attention is of this kind.
-    pub(crate) fn takes(a: &AttentionLayer) -> bool {
+    /// Whether a layer's attention is of this kind, and there are kernels for it.
+    pub(crate) fn takes(a: &AttentionLayer, element: Element, gpu: &Gpu) -> bool {
         let plain = a.bias.is_none()
             && a.rope.is_none()
             && a.qk_norm.is_none()
             && a.per_dim_scale.is_none();
         let fits = a.head.is_multiple_of(8) && a.head <= 128;
-        plain && fits && a.scale > 0.0 && a.scale.is_finite()
+        let has_kernel =
+            element != Element::F32 || gpu.is_hopper() && gpu.shared_bytes_max >= F32_BYTES_MAX;
+        plain && fits && has_kernel && a.scale > 0.0 && a.scale.is_finite()
     }
 
     /// Appends the launch. `lists` where there is a mask.
@@ -843,32 +854,37 @@ impl Flash {
         if call.batch == 0 || call.queries == 0 {
             return Ok(());
         }
-        let name = if self.element == Element::Bf16 { "bf16" } else { "f16" };
+        let (module, family, name, bytes) = match self.element {
+            Element::F16 => (MODULE, "attention_mma_f16", "f16", 2),
+            Element::Bf16 => (MODULE, "attention_mma_bf16", "bf16", 2),
+            Element::F32 if self.exact => (MODULE_TF32, "attention_split", "f32", 4),
+            Element::F32 => (MODULE_TF32, "attention_tf32", "tf32", 4),
+        };
         let units = call.batch * self.heads;
-        if build.gpu().is_hopper() && self.head > 32 {
+        if build.gpu().is_hopper() && self.head > 32 && self.element != Element::F32 {
             return self.launch_hopper(build, (counter, name), call, lists);
         }
         let width = match self.head {
             0..=16 => 16,
             17..=32 => 32,
             33..=64 => 64,
-            65..=96 => 96,
+            65..=96 if self.element != Element::F32 => 96,
             _ => 128,
         };
         // Two parts a warp read keys half as often, one fills the GPU sooner; the bits are the
         // same.
-        let two =
-            width <= 64 && call.queries > 64 && units * call.queries.div_ceil(128) >= BLOCKS_MANY;
+        let many = call.queries > 64 && units * call.queries.div_ceil(128) >= BLOCKS_MANY;
+        let two = width <= 64 && !self.exact && many;
         let parts = if two { 2 } else { 1 };
         let tile = 64 * parts;
         let tiles = call.queries.div_ceil(tile);
         let arguments = self.arguments(call, lists, tiles)?;
-        let function = format!("attention_mma_{name}_w{width}_p{parts}");
+        let function = format!("{family}_w{width}_p{parts}");
         let counter = format!("{counter}-mma-{name}");
         let grid = [blocks(units * tiles)?, 1, 1];
         let pitch = if width == 96 { 128 } else { width };
-        let shared = (tile + 4 * 64) * pitch * 2;
-        let launch = Launch::new(MODULE, function, counter, grid, [128, 1, 1], arguments);
+        let shared = (tile + 4 * 64) * pitch * bytes;
+        let launch = Launch::new(module, function, counter, grid, [128, 1, 1], arguments);
         build.launch(launch.shared(shared as u32).programmatic());
         Ok(())
     }

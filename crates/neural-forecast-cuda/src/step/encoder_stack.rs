@@ -5,7 +5,7 @@
 //! products read. Stacks with cross or group attention, residual scores, bias matrices or group
 //! norms are lowered instead ([`takes`]). Norms in `ptx/encoder.cu`.
 
-use neural_forecast_runtime::device::KernelClass;
+use neural_forecast_runtime::device::{KernelClass, Precision};
 use neural_forecast_runtime::ops::{
     Activation, AttentionBias, AttentionLayer, FeedForward, Keep, NormKind, NormPlacement,
     NormWeights, Stack, SublayerKind,
@@ -97,7 +97,7 @@ struct LoadedSelfAttention {
     output_bias: u64,
     heads: usize,
     head: usize,
-    /// The plain case, in 16 bits.
+    /// The plain case.
     flash: Option<Flash>,
     scores: Scores,
 }
@@ -154,12 +154,13 @@ impl LoadedSelfAttention {
         let parts = [a.query, a.key, a.value];
         let width = a.heads * a.head;
         let element = product_element(packer.precision());
-        let flash = (element != Element::F32 && Flash::takes(a)).then_some(Flash {
+        let flash = Flash::takes(a, element, packer.gpu()).then_some(Flash {
             heads: a.heads,
             head: a.head,
             scale: a.scale,
             causal: a.causal,
             element,
+            exact: packer.precision() == Precision::F32,
         });
         Ok(LoadedSelfAttention {
             qkv: pack_weights(packer, &parts.map(|part| Some(part.weight)))?,
@@ -179,14 +180,11 @@ impl LoadedSelfAttention {
 
     /// Rows `first .. first + n` of the packed weights, and their biases.
     fn part(&self, first: usize, n: usize) -> (Weights, u64) {
-        let bytes = self.qkv.stride * self.qkv.precision.weight_bytes();
-        let after = |address: u64, bytes: usize| match address {
+        let bias = match self.qkv_bias {
             0 => 0,
-            address => address + (first * bytes) as u64,
+            address => address + (first * size_of::<f32>()) as u64,
         };
-        let address = after(self.qkv.address, bytes);
-        let scales = after(self.qkv.scales, 4);
-        (Weights { address, n, scales, ..self.qkv }, after(self.qkv_bias, 4))
+        (self.qkv.rows(first, n), bias)
     }
 }
 
@@ -570,7 +568,7 @@ impl Walk<'_, '_> {
         let (batch, time, width) = (self.x.batch, self.x.each, a.width());
         let queries = narrow.unwrap_or(time);
         let (element, bytes) = match a.flash {
-            Some(flash) => (flash.element, 2),
+            Some(flash) => (flash.element, element_bytes(flash.element)),
             None => (Element::F32, 4),
         };
         let room = self.room;

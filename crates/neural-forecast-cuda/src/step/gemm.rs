@@ -45,6 +45,25 @@ pub(crate) struct Weights {
     pub(crate) stride: usize,
     /// `[n]` f32 factors of the rows for Int8 and Fp8; else 0.
     pub(crate) scales: u64,
+    /// The rows once more as `gemm_hopper` reads f32; 0 where it does not.
+    pub(crate) split: u64,
+}
+
+impl Weights {
+    /// `n` rows from `first` on.
+    pub(crate) fn rows(&self, first: usize, n: usize) -> Weights {
+        let after = |address: u64, row_bytes: usize| match address {
+            0 => 0,
+            address => address + (first * row_bytes) as u64,
+        };
+        Weights {
+            address: after(self.address, self.stride * self.precision.weight_bytes()),
+            scales: after(self.scales, size_of::<f32>()),
+            split: after(self.split, gemm_hopper::split_stride(self.k) * size_of::<f32>()),
+            n,
+            ..*self
+        }
+    }
 }
 
 /// A product to launch.
@@ -438,13 +457,21 @@ pub(crate) fn pack_weights(
         n += rows;
     }
     let k = k.unwrap_or(0);
-    pack(packer, "rows", "row scales", weights, n, k, |packer| {
+    let read = |packer: &Packer<'_>| {
         let mut all = Vec::with_capacity(n * k);
         for &id in weights.iter().flatten() {
             all.extend(packer.read(id)?);
         }
         Ok(all)
-    })
+    };
+    let packed = pack(packer, "rows", "row scales", weights, n, k, read)?;
+    if packer.precision() != Precision::F32 || !gemm_hopper::wants_split(n, k, packer.gpu()) {
+        return Ok(packed);
+    }
+    let split = packer.packed("split rows", weights, |packer| {
+        Ok(bytes_of(&gemm_hopper::split_rows(&read(packer)?, k)))
+    })?;
+    Ok(Weights { split, ..packed })
 }
 
 /// Packs a weight `[n, k]` and its gate's as alternating groups of 8 rows, the last padded with
@@ -498,6 +525,11 @@ pub(crate) fn pack_biases(
     })
 }
 
+/// The nearest number with 10 bits of mantissa, ties away from zero, as the kernels round.
+pub(crate) fn round_tf32(x: f32) -> f32 {
+    if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
+}
+
 /// Rows of values between rows of gates.
 const GATE_ROWS: usize = 8;
 
@@ -533,7 +565,7 @@ fn pack(
         })?,
         _ => 0,
     };
-    Ok(Weights { address, precision, n, k, stride, scales })
+    Ok(Weights { address, precision, n, k, stride, scales, split: 0 })
 }
 
 fn bytes_of(numbers: &[f32]) -> Vec<u8> {

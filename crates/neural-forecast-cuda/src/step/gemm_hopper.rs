@@ -1,24 +1,66 @@
-//! Products of 16-bit weights on Hopper's warpgroup tensor cores.
+//! Products of 16-bit and f32 weights on Hopper's warpgroup tensor cores.
 //!
-//! `ptx/gemm_hopper.cu` in launches: which products it serves, in which tiles, with which tensor
-//! maps. Each result is one sum over all of K in order, so its bits do not depend on the tile, and
-//! the tile may depend on `m`. What is not served, `gemm` launches.
+//! `ptx/gemm_hopper.cuh` in launches: which products it serves, in which tiles, with which tensor
+//! maps. Tf32 is f32 that the copies round on their way; f32 comes split in two. Each result is one
+//! sum over all of K in order, so its bits do not depend on the tile, and the tile may depend on
+//! `m`. What is not served, `gemm` launches.
 
 use neural_forecast_runtime::device::{KernelClass, Precision};
 use neural_forecast_runtime::ops::Activation;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use super::Build;
-use super::gemm::{Element, Gemm, Matrix, Weights};
+use super::gemm::{Element, Gemm, Matrix, Weights, round_tf32};
 use crate::driver::{Panels, TensorMap};
 use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
 
-/// Elements of K in a stage: 128 bytes.
-const K_BLOCK: usize = 64;
-
 /// Bytes of a row of a stage and of a panel.
 const ROW_BYTES: usize = 128;
+
+/// How the kernels of a precision multiply.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    /// Of `x` and `w` in memory.
+    element: Element,
+    /// The kernels' fat binary.
+    module: &'static str,
+    /// Whether f32 becomes tf32 on its way to the tensor cores.
+    rounded: bool,
+    /// Whether weights come as two numbers of tf32 each ([`Weights::split`]).
+    split: bool,
+    shapes: &'static [Shape],
+}
+
+impl Format {
+    fn of(precision: Precision) -> Option<Format> {
+        let half = Format {
+            element: Element::F16,
+            module: "gemm_hopper",
+            rounded: false,
+            split: false,
+            shapes: &[LARGE, WIDE, SMALL],
+        };
+        let wide = Format { element: Element::F32, module: "gemm_tf32_hopper", ..half };
+        match precision {
+            Precision::F16 => Some(half),
+            Precision::Bf16 => Some(Format { element: Element::Bf16, ..half }),
+            Precision::Tf32 => Some(Format { rounded: true, ..wide }),
+            Precision::F32 => Some(Format {
+                module: "gemm_f32_hopper",
+                split: true,
+                shapes: &[PAIR_F32, SMALL_F32],
+                ..wide
+            }),
+            Precision::Int8 | Precision::Fp8 => None,
+        }
+    }
+
+    /// Elements of K in a stage.
+    fn k_block(&self) -> usize {
+        ROW_BYTES / bytes(self.element)
+    }
+}
 
 /// Rows of X whose products with all of W are made before the next: they stay in level-2 cache
 /// while W passes.
@@ -28,7 +70,7 @@ const GROUP_ROWS: usize = 2048;
 const N_MIN: usize = 32;
 const K_MIN: usize = 32;
 
-/// How the blocks of a kernel divide the work: `Shape` of `ptx/gemm_hopper.cu`.
+/// How the blocks of a kernel divide the work: `Shape` of `ptx/gemm_hopper.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Shape {
     /// In the kernel's name.
@@ -42,6 +84,8 @@ struct Shape {
     alternate: bool,
     stages: usize,
     cluster: usize,
+    /// Rows of W for one of K in a stage.
+    w_parts: usize,
     /// Microseconds of a launch, of a block of K, and of what follows the last: fitted to the
     /// times of thirteen products of 512 to 8192 rows (H200, 2026-11-21), within a fifth.
     launch_us: f64,
@@ -59,6 +103,7 @@ const LARGE: Shape = Shape {
     alternate: true,
     stages: 5,
     cluster: 2,
+    w_parts: 1,
     launch_us: 4.5,
     block_us: 0.37,
     end_us: 0.0,
@@ -73,6 +118,7 @@ const WIDE: Shape = Shape {
     alternate: false,
     stages: 5,
     cluster: 1,
+    w_parts: 1,
     launch_us: 2.3,
     block_us: 0.25,
     end_us: 1.0,
@@ -87,9 +133,41 @@ const SMALL: Shape = Shape {
     alternate: false,
     stages: 8,
     cluster: 1,
+    w_parts: 1,
     launch_us: 2.3,
     block_us: 0.122,
     end_us: 0.35,
+};
+
+/// F32: two warpgroups on 64 by 128 each, one below the other, so that one multiplies while the
+/// other splits its next numbers or closes a sum.
+const PAIR_F32: Shape = Shape {
+    name: "pair",
+    blocks: 1,
+    columns: 128,
+    groups: 2,
+    alternate: false,
+    stages: 4,
+    cluster: 1,
+    w_parts: 2,
+    launch_us: 2.3,
+    block_us: 0.9,
+    end_us: 2.8,
+};
+
+/// F32, for few rows or few columns.
+const SMALL_F32: Shape = Shape {
+    name: "small",
+    blocks: 1,
+    columns: 64,
+    groups: 1,
+    alternate: false,
+    stages: 8,
+    cluster: 1,
+    w_parts: 2,
+    launch_us: 2.3,
+    block_us: 0.335,
+    end_us: 0.9,
 };
 
 impl Shape {
@@ -107,7 +185,7 @@ impl Shape {
     }
 
     const fn shared_bytes(&self) -> u32 {
-        let stage = (self.rows() + self.columns) * ROW_BYTES;
+        let stage = (self.rows() + self.w_parts * self.columns) * ROW_BYTES;
         let own = 2 * self.group_rows() * ROW_BYTES + self.columns * 4;
         (self.stages * stage + self.groups * own + self.stages * 16) as u32
     }
@@ -122,16 +200,16 @@ impl Shape {
         (gpu.multiprocessors as usize / self.cluster).max(1)
     }
 
-    fn estimate_us(&self, m: usize, n: usize, k: usize, gpu: &Gpu) -> f64 {
+    fn estimate_us(&self, m: usize, n: usize, k_blocks: usize, gpu: &Gpu) -> f64 {
         let (rows, columns) = self.tiles(m, n);
         let rounds = (rows * columns).div_ceil(self.resident(gpu));
-        let tile = k.div_ceil(K_BLOCK) as f64 * self.block_us + self.end_us;
+        let tile = k_blocks as f64 * self.block_us + self.end_us;
         self.launch_us + rounds as f64 * tile
     }
 
     /// The fastest of some shapes. All give the same bits.
-    fn fastest(of: &[Shape], m: usize, n: usize, k: usize, gpu: &Gpu) -> Shape {
-        let estimate = |shape: &Shape| shape.estimate_us(m, n, k, gpu);
+    fn fastest(of: &[Shape], m: usize, n: usize, k_blocks: usize, gpu: &Gpu) -> Shape {
+        let estimate = |shape: &Shape| shape.estimate_us(m, n, k_blocks, gpu);
         let fastest = of.iter().min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
         fastest.copied().unwrap_or(SMALL)
     }
@@ -139,6 +217,7 @@ impl Shape {
     /// A launch of `kernel` in tiles of this shape over `[m, n]`.
     fn launch<A: Arguments>(
         &self,
+        module: &'static str,
         kernel: String,
         counter: String,
         (m, n): (usize, usize),
@@ -149,7 +228,7 @@ impl Shape {
         let blocks = (rows * columns).min(self.resident(gpu)) * self.cluster;
         let grid = [blocks as u32, 1, 1];
         let block = [self.threads(), 1, 1];
-        Launch::new("gemm_hopper", kernel, counter, grid, block, arguments)
+        Launch::new(module, kernel, counter, grid, block, arguments)
             .shared(self.shared_bytes())
             .clusters(self.cluster as u32)
             .programmatic()
@@ -159,12 +238,15 @@ impl Shape {
 /// Whether [`launch`] computes a product, by everything but `m`.
 pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
     let Gemm { x, w, activation, residual, y, .. } = gemm;
-    let Some(element) = half_of(w.precision) else {
+    let Some(format) = Format::of(w.precision) else {
         return false;
     };
+    let element = format.element;
     // Few columns of few rows, in little time: kernels that split K are ahead.
     let small = class == KernelClass::Latency && w.n * w.k < 256 * 256;
-    let readable = x.element == Element::F32 || x.element == element && is_aligned(x);
+    // 16-bit products narrow f32 rows first, wherever they lie.
+    let narrowed = element != Element::F32 && x.element == Element::F32;
+    let readable = narrowed || x.element == element && is_aligned(x);
     let writable = |matrix: &Matrix| {
         is_aligned(matrix) && (matrix.element == Element::F32 || matrix.element == element)
     };
@@ -173,7 +255,8 @@ pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
         && w.n >= N_MIN
         && w.k >= K_MIN
         && !small
-        && coefficients(*activation).is_some()
+        && (!format.split || w.split != 0)
+        && coefficients(*activation, w.precision).is_some()
         && readable
         && writable(y)
         && residual.as_ref().is_none_or(writable)
@@ -185,15 +268,19 @@ pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
 /// If the driver refuses a tensor map, naming the matrix.
 pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<(), DeviceError> {
     let Gemm { m, w, bias, activation, residual, y, .. } = *gemm;
-    let Some((kind, gate)) = coefficients(activation) else {
+    let Some((kind, gate)) = coefficients(activation, w.precision) else {
         return Err(refuse(&format!("the activation {activation:?}")));
     };
+    let Some(format) = Format::of(w.precision) else {
+        return Err(refuse(&format!("weights of {}", w.precision.name())));
+    };
     let gpu = build.gpu();
-    let shape = Shape::fastest(&[LARGE, WIDE, SMALL], m, w.n, w.k, gpu);
-    let x = narrow(gemm, build, counter)?;
-    let maps = Maps { build, m, shape };
+    let k_blocks = w.k.div_ceil(format.k_block());
+    let shape = Shape::fastest(format.shapes, m, w.n, k_blocks, gpu);
+    let x = narrow(gemm, format, build, counter);
+    let maps = Maps { build, m, shape, format };
     let arguments = GemmStep {
-        x: maps.of(&x, w.k, shape.rows())?,
+        x: maps.of_inputs(&x, w.k)?,
         w: maps.of_weights(&w)?,
         y: maps.of(&y, w.n, shape.group_rows())?,
         residual: match &residual {
@@ -203,25 +290,23 @@ pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Resul
         bias,
         gate,
         n: w.n as u32,
-        tiles: Tiles::of(&shape, m, w.n, w.k),
+        tiles: Tiles::of(&shape, m, w.n, k_blocks),
         y_f32: u32::from(y.element == Element::F32),
         residual_bits: residual.map_or(0, |residual| 8 * bytes(residual.element) as u32),
         reserved: [0; 16],
     };
     let kernel = format!("gemm_{}_{kind}_{}", shape.name, w.precision.name());
     let counter = format!("{counter}-wgmma-{}", w.precision.name());
-    build.launch(shape.launch(kernel, counter, (m, w.n), gpu, arguments));
+    build.launch(shape.launch(format.module, kernel, counter, (m, w.n), gpu, arguments));
     Ok(())
 }
 
 /// `x` in the weights' format: itself, or a copy in scratch memory that a launch makes.
-fn narrow(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<Matrix, DeviceError> {
+fn narrow(gemm: &Gemm, format: Format, build: &mut Build<'_>, counter: &str) -> Matrix {
     let Gemm { m, x, w, .. } = *gemm;
-    let Some(element) = half_of(w.precision) else {
-        return Err(refuse(&format!("weights of {}", w.precision.name())));
-    };
-    if x.element != Element::F32 {
-        return Ok(x);
+    let element = format.element;
+    if x.element == element {
+        return x;
     }
     let stride = row_stride(w.k);
     let to = build.scratch(m * stride * bytes(element));
@@ -245,22 +330,43 @@ fn narrow(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<Matrix, D
         arguments,
     );
     build.launch(launch.programmatic());
-    Ok(Matrix { address: to, element, stride })
+    Matrix { address: to, element, stride }
 }
 
 /// Elements from row to row of a 16-bit matrix with rows of 128 bytes, which copies read fastest:
 /// others cost up to a third of a product.
 pub(crate) fn row_stride(columns: usize) -> usize {
-    columns.next_multiple_of(K_BLOCK)
+    columns.next_multiple_of(ROW_BYTES / 2)
 }
 
-/// The format of 16-bit weights.
-fn half_of(precision: Precision) -> Option<Element> {
-    match precision {
-        Precision::F16 => Some(Element::F16),
-        Precision::Bf16 => Some(Element::Bf16),
-        Precision::F32 | Precision::Tf32 | Precision::Int8 | Precision::Fp8 => None,
+/// Numbers of `w` that lie together in [`split_rows`]: as many of K as a stage has.
+const SPLIT: usize = ROW_BYTES / 4;
+
+/// Floats from row to row of weights that [`split_rows`] made.
+pub(crate) fn split_stride(k: usize) -> usize {
+    2 * k.next_multiple_of(SPLIT)
+}
+
+/// Whether products of f32 weights `[n, k]` are made here, and want them split.
+pub(crate) fn wants_split(n: usize, k: usize, gpu: &Gpu) -> bool {
+    gpu.is_hopper() && n >= N_MIN && k >= K_MIN
+}
+
+/// Rows of `k` f32 numbers as pairs of tf32 whose sum they are to 22 bits: of every [`SPLIT`] the
+/// first of each pair, then the second.
+pub(crate) fn split_rows(rows: &[f32], k: usize) -> Vec<f32> {
+    let stride = split_stride(k);
+    let mut all = vec![0.0; rows.len() / k.max(1) * stride];
+    for (row, to) in rows.chunks_exact(k.max(1)).zip(all.chunks_exact_mut(stride)) {
+        for (i, &x) in row.iter().enumerate() {
+            let at = i / SPLIT * 2 * SPLIT + i % SPLIT;
+            let high = round_tf32(x);
+            to[at] = high;
+            // What is not finite stays what it is, and has no rest.
+            to[at + SPLIT] = if x.is_finite() { round_tf32(x - high) } else { 0.0 };
+        }
     }
+    all
 }
 
 fn bytes(element: Element) -> usize {
@@ -285,6 +391,7 @@ struct Maps<'a, 'b> {
     build: &'a Build<'b>,
     m: usize,
     shape: Shape,
+    format: Format,
 }
 
 impl Maps<'_, '_> {
@@ -294,21 +401,31 @@ impl Maps<'_, '_> {
         columns: usize,
         box_rows: usize,
     ) -> Result<TensorMap, DeviceError> {
-        self.panels(matrix, self.m, columns, box_rows)
+        self.panels(matrix, (self.m, columns), box_rows, false)
+    }
+
+    fn of_inputs(&self, x: &Matrix, k: usize) -> Result<TensorMap, DeviceError> {
+        self.panels(x, (self.m, k), self.shape.rows(), self.format.rounded)
     }
 
     fn of_weights(&self, w: &Weights) -> Result<TensorMap, DeviceError> {
-        let element = half_of(w.precision).unwrap_or(Element::F32);
+        let Format { element, rounded, split, .. } = self.format;
+        let rows = self.shape.columns / self.shape.cluster;
+        if split {
+            let stride = split_stride(w.k);
+            let matrix = Matrix { address: w.split, element, stride };
+            return self.panels(&matrix, (w.n, stride), rows, false);
+        }
         let matrix = Matrix { address: w.address, element, stride: w.stride };
-        self.panels(&matrix, w.n, w.k, self.shape.columns / self.shape.cluster)
+        self.panels(&matrix, (w.n, w.k), rows, rounded)
     }
 
     fn panels(
         &self,
         matrix: &Matrix,
-        rows: usize,
-        columns: usize,
+        (rows, columns): (usize, usize),
         box_rows: usize,
+        rounded: bool,
     ) -> Result<TensorMap, DeviceError> {
         if self.build.is_sizing() {
             return Ok(TensorMap::NONE);
@@ -320,6 +437,7 @@ impl Maps<'_, '_> {
             columns,
             stride: matrix.stride,
             box_rows,
+            rounded,
         })
     }
 }
@@ -327,7 +445,7 @@ impl Maps<'_, '_> {
 /// The kernels' activation: its family, and the numbers that make it of the family. Families are
 /// `max(x, floor)` and `(scale · x + shift) · σ + offset` with
 /// `σ = 1 / (1 + 2^−(x · (c0 + c1·x² + c2·x⁴)))`, x² at most 36.
-fn coefficients(activation: Activation) -> Option<(&'static str, Gate)> {
+fn coefficients(activation: Activation, precision: Precision) -> Option<(&'static str, Gate)> {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     let linear = |floor| Some(("linear", Gate { floor, ..Gate::default() }));
     let gated = |polynomial, scale, shift, offset| {
@@ -336,6 +454,8 @@ fn coefficients(activation: Activation) -> Option<(&'static str, Gate)> {
     match activation {
         Activation::Identity => linear(f32::NEG_INFINITY),
         Activation::Relu => linear(0.0),
+        // A kernel of its own, to 3e-7.
+        Activation::Gelu if precision == Precision::F32 => Some(("gelu", Gate::default())),
         // The polynomial that comes nearest to ln(Φ(x) / Φ(−x)) / x, weighted so that the result
         // is at most 2.6e-5 from x · Φ(x) everywhere: an eighteenth of f16's rounding at 1.
         Activation::Gelu => gated([2.301_121_3, 0.106_775_76, -0.001_014_269_2], 1.0, 0.0, 0.0),
@@ -374,10 +494,10 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn of(shape: &Shape, m: usize, n: usize, k: usize) -> Tiles {
+    fn of(shape: &Shape, m: usize, n: usize, k_blocks: usize) -> Tiles {
         let (rows, columns) = shape.tiles(m, n);
         Tiles {
-            k_blocks: k.div_ceil(K_BLOCK) as u32,
+            k_blocks: k_blocks as u32,
             rows: rows as u32,
             columns: columns as u32,
             group: (GROUP_ROWS / (shape.rows() * shape.cluster)) as u32,
@@ -385,7 +505,7 @@ impl Tiles {
     }
 }
 
-/// `GemmStep` of `ptx/gemm_hopper.cu`.
+/// `GemmStep` of `ptx/gemm_hopper.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct GemmStep {
@@ -405,7 +525,7 @@ struct GemmStep {
 const _: () = assert!(size_of::<GemmStep>() == 640);
 
 // SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 30 fields of 4, in all 640 bytes, so that
-// nothing is padded; the fields are those of the struct in `ptx/gemm_hopper.cu`, in its order.
+// nothing is padded; the fields are those of the struct in `ptx/gemm_hopper.cuh`, in its order.
 unsafe impl Arguments for GemmStep {}
 
 /// `NarrowRows` of `ptx/gemm_hopper.cu`.
@@ -439,7 +559,7 @@ mod tests {
 
     #[test]
     fn smooth_activations_are_near_their_definitions() {
-        let of = |activation| coefficients(activation).unwrap().1;
+        let of = |activation| coefficients(activation, Precision::F16).unwrap().1;
         // Φ by Simpson's rule from −12.
         let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
         let (step, mut below) = (1.0 / 512.0, 0.0);
@@ -463,13 +583,38 @@ mod tests {
     }
 
     #[test]
+    fn split_rows_add_up() {
+        let k = 33;
+        let rows: Vec<f32> = (0..2 * k).map(|i| (i as f32 - 20.0).exp2() / 3.0).collect();
+        let split = split_rows(&rows, k);
+        assert_eq!(split.len(), 2 * split_stride(k));
+        assert_eq!(split_stride(k), 128);
+        let mut found = 0.0_f64;
+        for (r, row) in rows.chunks(k).enumerate() {
+            for (i, &x) in row.iter().enumerate() {
+                let at = r * 128 + i / 32 * 64 + i % 32;
+                let pair = [split[at], split[at + 32]];
+                assert!(pair.iter().all(|part| part.to_bits() & 0x1fff == 0), "{pair:?}");
+                let rest = (f64::from(pair[0]) + f64::from(pair[1]) - f64::from(x)).abs();
+                assert!(rest <= f64::from(x) * 2.0_f64.powi(-22), "{x}: {pair:?}");
+                found += f64::from(pair[0]) + f64::from(pair[1]);
+            }
+        }
+        let all: f64 = split.iter().map(|&x| f64::from(x)).sum();
+        assert_eq!(all, found, "what is not of a row is zero");
+        let odd = split_rows(&[f32::INFINITY, f32::NEG_INFINITY], 1);
+        assert_eq!([odd[0], odd[32], odd[64]], [f32::INFINITY, 0.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
     fn shapes_fit_and_grow_with_the_rows() {
         let gpu = Gpu::typical((9, 0));
-        for shape in [LARGE, WIDE, SMALL] {
+        for shape in [LARGE, WIDE, SMALL, PAIR_F32, SMALL_F32] {
             assert!(shape.shared_bytes() <= 232_448, "{}: {}", shape.name, shape.shared_bytes());
             assert!(shape.columns.is_multiple_of(64 * shape.cluster), "{}", shape.name);
         }
-        let of = |m, n, k| Shape::fastest(&[LARGE, WIDE, SMALL], m, n, k, &gpu).name;
+        let of =
+            |m, n, k: usize| Shape::fastest(&[LARGE, WIDE, SMALL], m, n, k.div_ceil(64), &gpu).name;
         assert_eq!(of(1, 768, 768), "small");
         assert_eq!(of(512, 768, 768), "small");
         assert_eq!(of(512, 2304, 768), "wide");
@@ -485,7 +630,7 @@ mod tests {
         let gemm = |m, n: usize, k: usize, precision| Gemm {
             m,
             x: matrix(k),
-            w: Weights { address: 256, precision, n, k, stride: k, scales: 0 },
+            w: Weights { address: 256, precision, n, k, stride: k, scales: 0, split: 0 },
             bias: 0,
             activation: Activation::Gelu,
             residual: None,
@@ -496,7 +641,11 @@ mod tests {
                 let taken = |gemm: &Gemm| serves(gemm, &gpu, class);
                 assert!(taken(&gemm(m, 768, 768, Precision::F16)));
                 assert!(taken(&gemm(m, 768, 768, Precision::Bf16)));
-                assert!(!taken(&gemm(m, 768, 768, Precision::F32)));
+                assert!(taken(&gemm(m, 768, 768, Precision::Tf32)));
+                let f32 = gemm(m, 768, 768, Precision::F32);
+                assert!(!taken(&f32), "not split");
+                assert!(taken(&Gemm { w: Weights { split: 256, ..f32.w }, ..f32 }));
+                assert!(!taken(&gemm(m, 768, 770, Precision::Tf32)), "rows of 3080 bytes");
                 assert!(!taken(&gemm(m, 10, 768, Precision::F16)), "rows of 40 bytes");
                 assert!(!taken(&Gemm {
                     activation: Activation::Selu,

@@ -10,6 +10,7 @@ use neural_forecast_runtime::device::Precision;
 use neural_forecast_runtime::ops::{Cell, Initial, Keep, RnnStack, RnnWeights};
 use neural_forecast_runtime::plan::{ValueId, WeightId};
 
+use super::gemm::round_tf32;
 use super::rnn_stack::levels;
 use super::{Build, Packer};
 use crate::gpu::Gpu;
@@ -122,11 +123,6 @@ impl Format {
             }
         }
     }
-}
-
-/// The nearest number with 10 bits of mantissa, ties away from zero, as the kernels round.
-fn round_tf32(x: f32) -> f32 {
-    if x.is_finite() { f32::from_bits((x.to_bits() + 0x1000) & !0x1fff) } else { x }
 }
 
 /// A stack with its weights on the device.

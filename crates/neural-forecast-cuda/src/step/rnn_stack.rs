@@ -465,18 +465,10 @@ impl LoadedRnn {
         };
         for gate in 0..gates {
             let rows = gate * hidden;
-            let at = |address: u64, bytes: usize| match address {
-                0 => 0,
-                address => address + (rows * bytes) as u64,
-            };
-            let w = Weights {
-                address: at(w.address, w.stride * w.precision.weight_bytes()),
-                scales: at(w.scales, 4),
-                n: hidden,
-                ..w
-            };
+            let bias = if bias == 0 { 0 } else { bias + (rows * size_of::<f32>()) as u64 };
+            let w = w.rows(rows, hidden);
             let y = matrix(to + 4 * rows as u64, gates * hidden);
-            let gemm = Gemm { w, bias: at(bias, 4), y, ..whole };
+            let gemm = Gemm { w, bias, y, ..whole };
             let heads = Product { outputs: hidden / heads, batches: heads, ..Product::new(gemm) };
             heads.launch(build, "rnn_stack")?;
         }
