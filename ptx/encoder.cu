@@ -85,7 +85,7 @@ __device__ __forceinline__ void store_four(uint64_t to, size_t at, float4 x) {
 
 // Layer or RMS norm, a warp a row of at most 128 * HELD numbers, a multiple of four, all rows at
 // multiples of 16 bytes. Little code, because of few rows fetching it is what takes longest; scale
-// and shift are fetched while the row is.
+// and shift, which no kernel writes, are fetched while the one ahead still runs.
 template <unsigned HELD, unsigned ELEMENT>
 __device__ __forceinline__ void norm_held(const NormArguments& a) {
     const unsigned lane = threadIdx.x & 31, row = blockIdx.x * 4 + (threadIdx.x >> 5);
@@ -98,11 +98,17 @@ __device__ __forceinline__ void norm_held(const NormArguments& a) {
 #pragma unroll
     for (unsigned j = 0; j < HELD; j++) {
         const bool inside = j * 128 + lane * 4 < a.width;
-        x[j] = v[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         w[j] = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-        if (inside) x[j] = *reinterpret_cast<const float4*>(from + j * 128);
         if (inside && a.weight) w[j] = *reinterpret_cast<const float4*>(weight + j * 128);
         if (inside && a.bias) v[j] = *reinterpret_cast<const float4*>(bias + j * 128);
+    }
+    earlier_have_ended();
+#pragma unroll
+    for (unsigned j = 0; j < HELD; j++) {
+        const bool inside = j * 128 + lane * 4 < a.width;
+        x[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (inside) x[j] = *reinterpret_cast<const float4*>(from + j * 128);
     }
     const float offset = a.weight ? a.offset : 0.0f, share = __frcp_rn((float)a.width);
     float mean = 0.0f, square = 0.0f;
@@ -156,7 +162,7 @@ __device__ __forceinline__ void norm_held(const NormArguments& a) {
 #define NORM_HELD(HELD, NAME, ELEMENT)                                                             \
     extern "C" __global__ void __launch_bounds__(128)                                              \
         encoder_norm_h##HELD##_##NAME(const __grid_constant__ NormArguments a) {                   \
-        wait_for_earlier();                                                                        \
+        let_later_start();                                                                         \
         norm_held<HELD, ELEMENT>(a);                                                               \
     }
 #define NORM_ELEMENTS(HELD)                                                                        \

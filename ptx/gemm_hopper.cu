@@ -24,7 +24,7 @@
 //    (768, 3072); the library 4.9, 3.9, 5.6 (without) and 7.7.
 // Rows that are not multiples of 128 bytes cost up to a third: 204800 x 4000 x 1000 takes 3326 us
 // with strides of 1000 and 4000, and 2505 with 1024 and 4032.
-#include "gemm_hopper.cuh"
+#include "gemm_slim_hopper.cuh"
 
 using namespace products;
 
@@ -51,6 +51,16 @@ using namespace products;
 
 KERNELS(__half, f16)
 KERNELS(__nv_bfloat16, bf16)
+
+#define SLIM(NAME, T, ...)                                                                         \
+    extern "C" __global__ void __launch_bounds__(Slim<__VA_ARGS__>::THREADS, 1)                    \
+        NAME(const __grid_constant__ GemmStep p) {                                                 \
+        slim_product<T, Slim<__VA_ARGS__>>(p);                                                     \
+    }
+SLIM(gemm_slim48_f16, __half, 48, 10)
+SLIM(gemm_slim48_bf16, __nv_bfloat16, 48, 10)
+SLIM(gemm_slim144_f16, __half, 144, 7)
+SLIM(gemm_slim144_bf16, __nv_bfloat16, 144, 7)
 
 namespace products {
 

@@ -26,7 +26,10 @@ struct GemmStep {
     unsigned group; // row tiles whose products with all of W are made before the next
     unsigned y_f32;
     unsigned residual_bits; // 0 for none, 16 or 32
-    unsigned reserved[16];
+    // For kernels that write without tensor copies; strides in elements.
+    unsigned long long y_at, residual_at;
+    unsigned m, y_stride, residual_stride;
+    unsigned reserved[9];
 };
 static_assert(sizeof(GemmStep) == 640, "as `step::gemm_hopper` has it");
 
@@ -153,13 +156,48 @@ template <typename S> struct Places {
     }
 };
 
+// A slice of K of W's rows: a block's share, for all blocks of its cluster.
+template <typename T, typename S>
+__device__ __forceinline__ void load_weights(
+    const GemmStep &p, unsigned x, unsigned full, unsigned k, int column, unsigned rank
+) {
+#pragma unroll
+    for (unsigned part = 0; part < S::W_PARTS; part++) {
+        const unsigned to = x + S::X_BYTES + part * S::W_BYTES;
+        const unsigned from = (k * S::W_PARTS + part) * K_BLOCK<T>;
+        if constexpr (S::CLUSTER == 1) {
+            tensor_load(to, &p.w, full, from, column);
+        } else {
+            constexpr int SHARE = S::COLUMNS / S::CLUSTER;
+            tensor_load_multicast(
+                to + rank * SHARE * ROW_BYTES, &p.w, full, from, column + rank * SHARE,
+                (1 << S::CLUSTER) - 1
+            );
+        }
+    }
+}
+
 template <typename T, typename S>
 __device__ __forceinline__ void load_tiles(const GemmStep &p, const Places<S> &at, unsigned rank) {
     unsigned tiles = p.row_tiles * p.column_tiles;
     unsigned panels = p.residual_bits * S::COLUMNS / 8 / ROW_BYTES;
     const unsigned panel_columns = p.residual_bits == 32 ? ROW_BYTES / 4 : ROW_BYTES / 2;
+    const unsigned first = blockIdx.x / S::CLUSTER;
+    // Weights depend on no earlier kernel: as many as there are stages for are fetched while the
+    // one ahead still runs.
+    unsigned early = 0;
+    if (first < tiles) {
+        int column = tile_at(p, first).column * S::COLUMNS;
+        for (early = 0; early < min(p.k_blocks, unsigned(S::STAGES)); early++) {
+            barrier_arrive_expect(at.full + 8 * early, S::STAGE_BYTES);
+            load_weights<T, S>(
+                p, at.stages + early * S::STAGE_BYTES, at.full + 8 * early, early, column, rank
+            );
+        }
+    }
+    earlier_have_ended();
     Ring<S::STAGES> ring;
-    for (unsigned t = blockIdx.x / S::CLUSTER; t < tiles; t += gridDim.x / S::CLUSTER) {
+    for (unsigned t = first; t < tiles; t += gridDim.x / S::CLUSTER) {
         Tile tile = tile_at(p, t);
         int row = (tile.row * S::CLUSTER + rank) * S::ROWS;
         int column = tile.column * S::COLUMNS;
@@ -167,25 +205,16 @@ __device__ __forceinline__ void load_tiles(const GemmStep &p, const Places<S> &a
         for (unsigned panel = 0; panel < panels; panel++)
             tensor_prefetch_l2(&p.residual, column + panel * panel_columns, row);
         for (unsigned k = 0; k < p.k_blocks; k++) {
-            barrier_wait(at.empty + 8 * ring.stage, ring.parity ^ 1);
             unsigned full = at.full + 8 * ring.stage;
-            unsigned x = at.stages + ring.stage * S::STAGE_BYTES, w = x + S::X_BYTES;
-            barrier_arrive_expect(full, S::STAGE_BYTES);
-            tensor_load(x, &p.x, full, k * K_BLOCK<T>, row);
-#pragma unroll
-            for (unsigned part = 0; part < S::W_PARTS; part++) {
-                const unsigned to = w + part * S::W_BYTES;
-                const unsigned from = (k * S::W_PARTS + part) * K_BLOCK<T>;
-                if constexpr (S::CLUSTER == 1) {
-                    tensor_load(to, &p.w, full, from, column);
-                } else {
-                    constexpr int SHARE = S::COLUMNS / S::CLUSTER;
-                    tensor_load_multicast(
-                        to + rank * SHARE * ROW_BYTES, &p.w, full, from, column + rank * SHARE,
-                        (1 << S::CLUSTER) - 1
-                    );
-                }
+            unsigned x = at.stages + ring.stage * S::STAGE_BYTES;
+            if (early > 0) {
+                early--;
+            } else {
+                barrier_wait(at.empty + 8 * ring.stage, ring.parity ^ 1);
+                barrier_arrive_expect(full, S::STAGE_BYTES);
+                load_weights<T, S>(p, x, full, k, column, rank);
             }
+            tensor_load(x, &p.x, full, k * K_BLOCK<T>, row);
             ring.advance();
         }
         for (unsigned panel = 0; panel < panels; panel += S::STAGE_PANELS) {
@@ -537,6 +566,9 @@ __device__ __forceinline__ void product(const GemmStep &p) {
     if (threadIdx.x == S::GROUPS * 128) {
         tensor_prefetch(&p.x);
         tensor_prefetch(&p.w);
+        tensor_prefetch(&p.y);
+        if (p.residual_bits != 0)
+            tensor_prefetch(&p.residual);
         for (int i = 0; i < S::STAGES; i++) {
             barrier_init(at.full + 8 * i, 1);
             barrier_init(at.empty + 8 * i, S::RELEASES);
@@ -544,7 +576,9 @@ __device__ __forceinline__ void product(const GemmStep &p) {
         barrier_init_fence();
         async_fence();
     }
-    wait_for_earlier();
+    // Only the thread that loads waits for earlier kernels: all that the others read of them comes
+    // through it, and what they write, they write after.
+    let_later_start();
     if constexpr (S::CLUSTER == 1) {
         __syncthreads();
     } else {

@@ -42,7 +42,7 @@ struct BeginArguments {
 };
 
 struct FinishArguments {
-    unsigned long long header;
+    unsigned long long header;  // in device memory where there are states, else in the host's
     unsigned long long flag;    // 0 to publish nothing
     unsigned long long counter; // of blocks that are done; zero before and after
     NewState state[STATES];
@@ -73,6 +73,39 @@ static __device__ __forceinline__ void copy(const Region *region, unsigned regio
     }
 }
 
+// An input that the host is still writing, chunk by chunk, a block each.
+struct StageArguments {
+    unsigned long long from;
+    unsigned long long to;
+    unsigned long long flags;       // in host memory, `STAGE_FLAG_BYTES` apart: not 0 once written,
+                                    // and 0 again here
+    unsigned long long chunk_bytes; // 16-byte multiples
+    unsigned long long bytes;
+};
+
+// Apart, because reads of one line of host memory are served one after another.
+constexpr int STAGE_FLAG_BYTES = 256;
+
+// Copies each chunk as soon as it is written. The host raises all flags, also where it fails.
+extern "C" __global__ void __launch_bounds__(1024) program_stage(const StageArguments a) {
+    if (threadIdx.x == 0) {
+        unsigned long long flag = a.flags + blockIdx.x * (unsigned long long)STAGE_FLAG_BYTES;
+        unsigned written;
+        do {
+            asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
+                         : "=r"(written)
+                         : "l"(flag)
+                         : "memory");
+        } while (written == 0);
+        asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(flag), "r"(0) : "memory");
+    }
+    __syncthreads();
+    unsigned long long first = blockIdx.x * a.chunk_bytes;
+    unsigned long long end = min(first + a.chunk_bytes, a.bytes);
+    for (unsigned long long at = first + threadIdx.x * 16; at < end; at += blockDim.x * 16)
+        *reinterpret_cast<uint4 *>(a.to + at) = load_fresh(a.from + at);
+}
+
 // Copies regions: the header and the inputs from mapped host memory.
 extern "C" __global__ void __launch_bounds__(1024) program_begin(const BeginArguments a) {
     wait_for_earlier();
@@ -81,14 +114,17 @@ extern "C" __global__ void __launch_bounds__(1024) program_begin(const BeginArgu
 
 // Commits new states, copies the outputs to mapped host memory, and says that the run is done.
 extern "C" __global__ void __launch_bounds__(1024) program_finish(const FinishArguments a) {
-    wait_for_earlier();
+    let_later_start();
     const RunHeader *header = reinterpret_cast<const RunHeader *>(a.header);
+    // Of a run without states the header is in host memory. One block reads it meanwhile; of several
+    // the last, because one line there is not read by many at once.
+    unsigned sequence = 0;
+    bool early = gridDim.x == 1 && a.states == 0;
+    if (a.flag != 0 && early && threadIdx.x == 0) sequence = load_fresh(a.header).x;
+    earlier_have_ended();
     unsigned first = blockIdx.x * blockDim.x + threadIdx.x;
     unsigned step = gridDim.x * blockDim.x;
-    // Before the copies, so that it takes no round trip of its own.
-    unsigned sequence = a.flag != 0 && threadIdx.x == 0 ? header->sequence : 0;
     copy(a.region, a.regions);
-    // The header may be in host memory, which answers one thread after another.
     unsigned rows = a.states > 0 ? header->rows : 0;
     for (unsigned s = 0; s < a.states; s++) {
         const float *from = reinterpret_cast<const float *>(a.state[s].rows);
@@ -111,6 +147,7 @@ extern "C" __global__ void __launch_bounds__(1024) program_finish(const FinishAr
         *counter = 0;
         __threadfence_system();
     }
+    if (!early) sequence = load_fresh(a.header).x;
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(a.flag), "r"(sequence) : "memory");
 }
 

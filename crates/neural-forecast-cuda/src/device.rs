@@ -16,6 +16,7 @@ use crate::driver::{
     self, Context, DeviceMemory, Event, HostMemory, Library, MemoryPolicy, Stream, attribute,
 };
 use crate::gpu::Gpu;
+use crate::helpers::Helpers;
 use crate::image::Images;
 use crate::resident::CudaResident;
 use crate::step;
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     /// Priorities of streams for the throughput and the latency class.
     pub(crate) priorities: (i32, i32),
     pub(crate) timing: bool,
+    /// Started when first needed.
+    helpers: OnceLock<Helpers>,
     /// Found when first asked for; absent where the management library is.
     telemetry: OnceLock<Option<Telemetry>>,
     pub(crate) context: Arc<Context>,
@@ -121,6 +124,7 @@ impl CudaDevice {
             gpu,
             priorities,
             timing: options.timing,
+            helpers: OnceLock::new(),
             telemetry: OnceLock::new(),
             context,
         };
@@ -195,6 +199,13 @@ impl CudaDevice {
             device_to_host: measure(&|| near.copy_out(0, &host, 0, BYTES, &stream))?,
             device: 2.0 * measure(&|| far.copy_from(&near, BYTES, &stream))?,
         })
+    }
+}
+
+impl Shared {
+    /// Threads that help programs to write large inputs.
+    pub(crate) fn helpers(&self) -> &Helpers {
+        self.helpers.get_or_init(Helpers::new)
     }
 }
 

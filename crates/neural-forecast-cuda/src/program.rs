@@ -1,5 +1,8 @@
 //! One entry compiled for one bucket: a captured graph with its memory, and the way in and out.
 //!
+//! Inputs of which the device would only read 16 bits a number are rounded on their way to pinned
+//! memory. Large ones are written by several threads.
+//!
 //! Latency class: inputs, outputs, the run header and the completion flag are in mapped host
 //! memory; the graph is `program_begin`, the steps, `program_finish`, or one whole-forecast kernel
 //! alone. `wait` spins on the flag; no stream is synchronised and no copy engine takes part unless
@@ -15,8 +18,9 @@
 //! in between all the same: its blocks are placed before those of lower priority as
 //! multiprocessors become free.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
@@ -27,26 +31,33 @@ use neural_forecast_runtime::device::{
 use neural_forecast_runtime::plan::{DType, Entry, StateId, ValueId, sizes};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use crate::driver::{DeviceMemory, Event, Function, Graph, HostMemory, Stream, copy_streaming};
+use crate::driver::{DeviceMemory, Event, Function, Graph, HostMemory, Stream};
+use crate::helpers::Helpers;
 use crate::launch::Launch;
 use crate::resident::Shared;
+use crate::staging;
+use crate::step::gemm::Element;
 use crate::step::whole::{HostPages, Whole};
 use crate::step::{Build, Loaded, Places};
-use crate::surround::{self, Announcement, NewState, Region};
+use crate::surround::{self, Announcement, NewState, Region, STAGE_CHUNKS, STAGE_FLAG_BYTES};
 
 /// Bytes of inputs, and of outputs, up to which the latency class moves them by kernels through
 /// mapped memory rather than by the copy engine, which takes 5 µs more at 1 MiB; beyond that its
 /// copies go on while the host still writes.
 const MAPPED_BYTES_MAX: usize = 1 << 20;
-/// Bytes that are written to pinned memory before their copy to the device begins, and the most
-/// threads that write. Of 328 MB, one thread moves 14 GB/s, six 49, where the bus does 55 (H200,
-/// 2026-11-21; chunks of 1 MiB 47, of 4 MiB 50).
-const CHUNK_BYTES: usize = 2 << 20;
-const WRITERS_MAX: usize = 6;
-/// Chunks for each thread at least: starting one takes as long as writing half a chunk.
-const WRITER_CHUNKS: usize = 2;
-/// Bytes from which the processor's caches are passed by.
-const STREAMED_BYTES_MIN: usize = 256 << 10;
+/// Bytes of inputs that the latency class copies while they are written.
+const STAGED_BYTES: Range<usize> = 256 << 10..8 << 20;
+/// Numbers that a thread writes to pinned memory at a time. Of 328 MB, one thread moves 14 GB/s, six
+/// 49, where the bus does 55 (H200, 2026-11-21; chunks of 1 MiB 47, of 2 MiB 49, of 4 MiB 50). Where
+/// each is followed by a copy to the device, which takes the host some microseconds, they are larger.
+const CHUNK_MAX: usize = (2 << 20) / 4;
+const CHUNK_MIN: usize = (64 << 10) / 4;
+const CHUNK_COPIED_MIN: usize = (256 << 10) / 4;
+/// Chunks for each thread.
+const WRITER_CHUNKS: usize = 3;
+/// Numbers from which several threads write, and from which the processor's caches are passed by.
+const SHARED_MIN: usize = (512 << 10) / 4;
+const STREAMED_MIN: usize = (256 << 10) / 4;
 /// How often a run that does not announce its end is looked after, and after how long the waiting
 /// thread lets others run.
 const CHECK_EVERY: Duration = Duration::from_micros(200);
@@ -92,6 +103,8 @@ impl Drop for Reservation {
 struct Pages {
     memory: HostMemory,
     flag: usize,
+    /// Flags of the chunks of each input.
+    stages: Vec<usize>,
     header_bytes: usize,
     inputs: Vec<usize>,
     outputs: Vec<usize>,
@@ -113,12 +126,14 @@ impl Pages {
         };
         place(header_bytes);
         let flag = place(4);
+        let all = info.input_elements.iter();
+        let stages = all.map(|_| place(STAGE_CHUNKS * STAGE_FLAG_BYTES)).collect();
         let inputs = info.input_elements.iter().map(|(all, _)| place(all * 4)).collect();
         let outputs = info.output_elements.iter().map(|(all, _)| place(all * 4)).collect();
         let owner = "inputs and outputs in pinned host memory";
         room.take(owner, next)?;
         let memory = HostMemory::new(&room.shared.gpu.context, owner, next, false)?;
-        Ok(Pages { memory, flag, header_bytes, inputs, outputs })
+        Ok(Pages { memory, flag, stages, header_bytes, inputs, outputs })
     }
 
     fn device(&self, offset: usize) -> u64 {
@@ -157,17 +172,35 @@ impl Pages {
         unsafe { AtomicU32::from_ptr(at) }
     }
 
-    /// Copies bytes to a place of an input. Threads that do so at the same time have places of
-    /// their own.
-    fn put(&self, at: usize, bytes: &[u8]) {
-        let to = self.memory.at(at, bytes.len());
-        // SAFETY: the range is checked; no run is in flight that reads it, no copy to the device,
-        // and no other thread.
+    /// Raises or lowers the flag that says of a chunk of an input that it is written.
+    fn set_written(&self, input: usize, chunk: usize, written: bool) {
+        let at = self.stages[input] + chunk * STAGE_FLAG_BYTES;
+        let at = self.memory.at(at, 4).cast::<u32>();
+        // SAFETY: aligned, alive as long as `self`, and only accessed atomically by the host.
+        let flag = unsafe { AtomicU32::from_ptr(at) };
+        flag.store(u32::from(written), Ordering::Release);
+    }
+
+    /// Writes some of an input's numbers to their place in it, in the format that it is stored in.
+    /// Threads that do so at the same time have numbers of their own.
+    fn put(&self, input: usize, stored: Element, data: &Data<'_>, numbers: Range<usize>) {
+        let each = bytes_of(stored);
+        let to = self.memory.at(self.inputs[input] + numbers.start * each, numbers.len() * each);
+        let from = match data {
+            Data::F32(data) if stored != Element::F32 => {
+                // SAFETY: the range is checked and aligned; no run is in flight that reads it, no
+                // copy to the device, and no other thread.
+                return unsafe { staging::round(to, &data[numbers], stored) };
+            }
+            Data::F32(data) => data[numbers.clone()].as_ptr().cast::<u8>(),
+            Data::I32(data) => data[numbers.clone()].as_ptr().cast::<u8>(),
+        };
+        // SAFETY: as above; `from` is a slice of as many numbers of four bytes.
         unsafe {
-            if bytes.len() >= STREAMED_BYTES_MIN {
-                copy_streaming(to, bytes.as_ptr(), bytes.len());
+            if data.len() >= STREAMED_MIN {
+                staging::copy_streaming(to, from, numbers.len() * 4);
             } else {
-                to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+                to.copy_from_nonoverlapping(from, numbers.len() * 4);
             }
         }
     }
@@ -180,11 +213,23 @@ impl Pages {
     }
 }
 
+/// Numbers of a chunk of an input of so many: whole cache lines in every format.
+fn stage_chunk(all: usize) -> usize {
+    all.div_ceil(STAGE_CHUNKS).next_multiple_of(32).max(32)
+}
+
+/// Bytes of a number that is stored so.
+fn bytes_of(stored: Element) -> usize {
+    if stored == Element::F32 { 4 } else { 2 }
+}
+
 /// How inputs reach the device and outputs the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Kernels read and write mapped host memory.
     Mapped,
+    /// As inputs are written, a kernel copies what is there.
+    Staged,
     /// The copy engine, at these offsets of the arena's memory.
     Copied,
 }
@@ -196,7 +241,11 @@ struct Compiled {
     /// Where the first memory holds each input and output, for copies.
     inputs: Vec<usize>,
     outputs: Vec<usize>,
+    /// The formats of the inputs on the device.
+    stored: Vec<Element>,
     ways: (Way, Way),
+    /// Of staged inputs, the launches that copy them.
+    stages: Vec<Launch>,
     /// Whether the end is announced in host memory.
     announced: bool,
 }
@@ -268,7 +317,9 @@ impl Source<'_> {
                 memory,
                 inputs: Vec::new(),
                 outputs: Vec::new(),
+                stored: vec![Element::F32; self.entry.inputs.len()],
                 ways: (Way::Mapped, Way::Mapped),
+                stages: Vec::new(),
                 announced: true,
             }));
         }
@@ -282,6 +333,19 @@ impl Source<'_> {
         states.sort_unstable();
         states.dedup();
         states
+    }
+
+    /// The format of an input on the device: 16 bits where nothing reads more of it.
+    fn stored(&self, value: ValueId, steps: &[Box<dyn Loaded>], build: &Build<'_>) -> Element {
+        let number = self.entry.value(value).dtype == DType::F32;
+        let given_out = self.entry.outputs.iter().any(|output| output.value == value);
+        let all = self.entry.steps.iter().zip(steps);
+        let mut readers = all.filter(|(step, _)| step.op.reads().contains(&value));
+        let rounded = readers.next().and_then(|(_, step)| step.rounds(value, build));
+        match rounded {
+            Some(element) if number && !given_out && readers.next().is_none() => element,
+            _ => Element::F32,
+        }
     }
 
     /// The entry step by step.
@@ -303,6 +367,14 @@ impl Source<'_> {
         for id in value_ids(self.entry) {
             places.values[id.index()] = base + layout.arena.region(id).offset as u64;
         }
+        let build = self.build(&places);
+        let inputs = self.entry.inputs.iter();
+        let stored = inputs.map(|input| self.stored(input.value, steps, &build));
+        let stored: Vec<Element> = stored.collect();
+        places.elements = vec![Element::F32; self.entry.values.len()];
+        for (input, &element) in self.entry.inputs.iter().zip(&stored) {
+            places.elements[input.value.index()] = element;
+        }
         for new in &layout.new {
             places.new_states[new.state.index()] = base + new.offset as u64;
         }
@@ -312,34 +384,60 @@ impl Source<'_> {
         let work = self.work_memory(&mut places, (scratch, persistent), room)?;
         let mut build = self.build(&places);
         build_steps(steps, &mut build)?;
+        let headed = build.needs_header() || !layout.new.is_empty();
         let (steps, _, _) = build.finish();
 
         let class = self.request.class;
-        let way = |elements: &[(usize, usize)]| {
-            let bytes: usize = elements.iter().map(|(all, _)| all * 4).sum();
+        let way = |bytes: usize| {
             let mapped = class == KernelClass::Latency && bytes <= MAPPED_BYTES_MAX;
             if mapped { Way::Mapped } else { Way::Copied }
         };
-        let ways = (way(&self.info.input_elements), way(&self.info.output_elements));
+        let inputs = self.info.input_elements.iter().zip(&stored);
+        let inputs = inputs.map(|((all, _), &stored)| all * bytes_of(stored)).sum::<usize>();
+        let outputs = self.info.output_elements.iter().map(|(all, _)| all * 4).sum();
+        let alone = self.entry.inputs.len() == 1 && STAGED_BYTES.contains(&inputs);
+        let staged = class == KernelClass::Latency && alone;
+        let ways = (if staged { Way::Staged } else { way(inputs) }, way(outputs));
         // Copied outputs follow the kernels, so their end is an event.
         let announced = class == KernelClass::Latency && ways.1 == Way::Mapped;
-        let mut launches = self.begin(&layout, base, ways.0);
+        let mut launches = match ways.0 {
+            // Nothing to bring: what ends the run looks for the header where it is.
+            Way::Staged | Way::Copied if announced && !headed => Vec::new(),
+            way => self.begin(&layout, base, way, &stored),
+        };
         launches.extend(steps);
         launches.extend(self.finish(&layout, base, ways.1, announced));
         let memory = std::iter::once(memory).chain(work).collect();
         let Layout { inputs, outputs, .. } = layout;
-        Ok(Compiled { launches, memory, inputs, outputs, ways, announced })
+        let stages = match ways.0 {
+            Way::Staged => self.stages(&inputs, base, &stored),
+            Way::Mapped | Way::Copied => Vec::new(),
+        };
+        Ok(Compiled { launches, memory, inputs, outputs, stored, ways, stages, announced })
+    }
+
+    /// For each input the launch that copies it while it is written.
+    fn stages(&self, to: &[usize], base: u64, stored: &[Element]) -> Vec<Launch> {
+        let pages = self.pages;
+        let stage = |input: usize| {
+            let (from, to) = (pages.device(pages.inputs[input]), base + to[input] as u64);
+            let (all, _) = self.info.input_elements[input];
+            let each = bytes_of(stored[input]);
+            let flags = pages.device(pages.stages[input]);
+            surround::stage(from, to, all * each, stage_chunk(all) * each, flags)
+        };
+        (0..to.len()).map(stage).collect()
     }
 
     /// The launches before the steps; `base` is the address of the memory laid out.
-    fn begin(&self, layout: &Layout, base: u64, way: Way) -> Vec<Launch> {
+    fn begin(&self, layout: &Layout, base: u64, way: Way, stored: &[Element]) -> Vec<Launch> {
         let pages = self.pages;
         let header = base + layout.header as u64;
         let mut regions = vec![Region::new(pages.device(0), header, pages.header_bytes)];
         if way == Way::Mapped {
             let places = pages.inputs.iter().zip(&layout.inputs).zip(&self.info.input_elements);
-            regions.extend(places.map(|((&from, &to), (all, _))| {
-                Region::new(pages.device(from), base + to as u64, all * 4)
+            regions.extend(places.zip(stored).map(|(((&from, &to), (all, _)), &stored)| {
+                Region::new(pages.device(from), base + to as u64, all * bytes_of(stored))
             }));
         }
         surround::begin(&regions)
@@ -363,7 +461,8 @@ impl Source<'_> {
         let commits: Vec<NewState> = layout.new.iter().map(commit).collect();
         let (flag, counter) = (pages.device(pages.flag), base + layout.counter as u64);
         let announcement = announced.then_some(Announcement { flag, counter });
-        let header = base + layout.header as u64;
+        // On the device where rows and slots are read too.
+        let header = if commits.is_empty() { pages.device(0) } else { base + layout.header as u64 };
         surround::finish(header, &commits, &regions, self.request.bucket.batch, announcement)
     }
 }
@@ -467,7 +566,10 @@ pub(crate) struct CudaProgram {
     memory: Vec<DeviceMemory>,
     inputs: Vec<usize>,
     outputs: Vec<usize>,
+    stored: Vec<Element>,
     ways: (Way, Way),
+    /// For each staged input, what copies it while it is written.
+    stages: Vec<Graph>,
     announced: bool,
     /// Whether copies to the device may still read the pages.
     copying: bool,
@@ -478,6 +580,45 @@ pub(crate) struct CudaProgram {
     ran: usize,
     runs: Arc<Runs>,
     room: Reservation,
+}
+
+/// An input on its way chunk by chunk. When this ends, by whatever way, all flags have been raised:
+/// the kernel on the device waits for them, and lowers them.
+struct Staging<'a> {
+    pages: &'a Pages,
+    input: usize,
+    chunks: usize,
+    /// A bit for each chunk whose flag was raised.
+    raised: AtomicU32,
+}
+
+const _: () = assert!(STAGE_CHUNKS <= 32, "a bit for each");
+
+impl<'a> Staging<'a> {
+    /// No other copy of the input may be under way.
+    fn new(pages: &'a Pages, input: usize, chunks: usize) -> Staging<'a> {
+        Staging { pages, input, chunks, raised: AtomicU32::new(0) }
+    }
+
+    /// Says that a chunk is written.
+    fn raise(&self, chunk: usize) {
+        let bit = 1 << chunk;
+        if self.raised.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            self.pages.set_written(self.input, chunk, true);
+        }
+    }
+
+    /// Lowers the flags where no kernel was started that does.
+    fn abandon(self) {
+        self.raised.store(u32::MAX, Ordering::Relaxed);
+        (0..self.chunks).for_each(|chunk| self.pages.set_written(self.input, chunk, false));
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        (0..self.chunks).for_each(|chunk| self.raise(chunk));
+    }
 }
 
 impl CudaProgram {
@@ -510,6 +651,9 @@ impl CudaProgram {
         let own = Arc::new(Stream::new(&gpu.context, priority)?);
         let parts = segments(&info, &shared, compiled.launches.len());
         let segments = graphs(&shared, &compiled.launches, parts, &own)?;
+        let stages = compiled.stages.chunks(1);
+        let stages = stages.map(|stage| graphs(&shared, stage, 1, &own)).collect::<Result<Vec<_>, _>>();
+        let stages = stages?.into_iter().flatten().collect();
         own.synchronize()?;
         shared.stateful.synchronize()?;
         let stateful = entry.uses_states();
@@ -541,7 +685,9 @@ impl CudaProgram {
             memory: compiled.memory,
             inputs: compiled.inputs,
             outputs: compiled.outputs,
+            stored: compiled.stored,
             ways: compiled.ways,
+            stages,
             announced: compiled.announced,
             copying: false,
             sequence: 0,
@@ -560,44 +706,66 @@ impl CudaProgram {
         );
     }
 
-    /// Puts bytes into an input, and starts their copy to the device.
-    fn write_bytes(&mut self, input: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        let at = self.pages.inputs[input];
-        if self.ways.0 == Way::Mapped {
-            self.pages.put(at, bytes);
-            return Ok(());
-        }
-        if std::mem::replace(&mut self.copying, true) {
+    /// Puts numbers into an input, and starts their copy to the device.
+    fn write_numbers(&mut self, input: usize, data: &Data<'_>) -> Result<(), DeviceError> {
+        if self.ways.0 != Way::Mapped && std::mem::replace(&mut self.copying, true) {
             self.stream.synchronize()?;
         }
-        let next = AtomicUsize::new(0);
-        let (pages, values, stream) = (&self.pages, &self.memory[0], &*self.stream);
-        let place = self.inputs[input];
-        let copy = || {
-            loop {
-                let offset = next.fetch_add(1, Ordering::Relaxed).saturating_mul(CHUNK_BYTES);
-                let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) else {
-                    return Ok(());
-                };
-                let chunk = &rest[..rest.len().min(CHUNK_BYTES)];
-                pages.put(at + offset, chunk);
-                let (from, to) = (at + offset, place + offset);
-                values.copy_in(to, &pages.memory, from, chunk.len(), stream)?;
+        let CudaProgram { pages, memory, stream, inputs, ways: (way, _), .. } = &*self;
+        let stored = self.stored[input];
+        let shared = data.len() >= SHARED_MIN;
+        let helpers = shared.then(|| self.room.shared.gpu.helpers());
+        let (all, _) = self.info.input_elements[input];
+        let chunk = match way {
+            Way::Staged => stage_chunk(all),
+            Way::Mapped | Way::Copied => {
+                let hands = helpers.map_or(1, Helpers::hands);
+                let least = if *way == Way::Copied { CHUNK_COPIED_MIN } else { CHUNK_MIN };
+                data.len().div_ceil(WRITER_CHUNKS * hands).clamp(least, CHUNK_MAX)
             }
         };
-        let threads = writers(bytes.len());
-        if threads == 1 {
-            return copy();
-        }
-        std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(copy)).collect();
-            let mut result = copy();
-            for helper in helpers {
-                // A helper panics only where this thread would have.
-                result = result.and(helper.join().unwrap_or(Ok(())));
+        let stage = self.stages.get(input);
+        let staging = stage.map(|_| Staging::new(pages, input, all.div_ceil(chunk)));
+        let (next, failed) = (AtomicUsize::new(0), OnceLock::new());
+        let write = || {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let first = number.saturating_mul(chunk);
+                if first >= data.len() {
+                    return;
+                }
+                let numbers = first..data.len().min(first + chunk);
+                pages.put(input, stored, data, numbers.clone());
+                if let Some(staging) = &staging {
+                    staging.raise(number);
+                }
+                match way {
+                    Way::Mapped | Way::Staged => {}
+                    Way::Copied => {
+                        let each = bytes_of(stored);
+                        let (offset, bytes) = (first * each, numbers.len() * each);
+                        let (from, to) = (pages.inputs[input] + offset, inputs[input] + offset);
+                        let copied = memory[0].copy_in(to, &pages.memory, from, bytes, stream);
+                        // The first failure is told; others follow from it.
+                        copied.unwrap_or_else(|error| _ = failed.set(error));
+                    }
+                }
             }
-            result
-        })
+        };
+        // The others write meanwhile.
+        let mut staged = Ok(());
+        let mut first = || staged = stage.map_or(Ok(()), |copy| copy.launch(stream));
+        match helpers {
+            Some(helpers) => helpers.run(first, &write),
+            None => {
+                first();
+                write();
+            }
+        }
+        if let (Err(_), Some(staging)) = (&staged, staging) {
+            staging.abandon();
+        }
+        staged.and_then(|()| failed.into_inner().map_or(Ok(()), Err))
     }
 
     /// Enqueues what comes before the first segment.
@@ -744,15 +912,6 @@ impl CudaProgram {
     }
 }
 
-/// Threads that copy so many bytes into pinned memory.
-fn writers(bytes: usize) -> usize {
-    let wanted = (bytes / (WRITER_CHUNKS * CHUNK_BYTES)).clamp(1, WRITERS_MAX);
-    if wanted == 1 {
-        return 1;
-    }
-    std::thread::available_parallelism().map_or(1, usize::from).min(wanted)
-}
-
 fn cancelled() -> DeviceError {
     DeviceError::new(DeviceErrorKind::Cancelled, "before the run's end")
 }
@@ -796,13 +955,7 @@ impl Program for CudaProgram {
         self.check_not_flying();
         let dtype = self.dtypes.get(input).copied().unwrap_or(DType::F32);
         self.info.check_write(input, dtype, &data);
-        let (at, bytes) = match data {
-            Data::F32(data) => (data.as_ptr().cast::<u8>(), size_of_val(data)),
-            Data::I32(data) => (data.as_ptr().cast::<u8>(), size_of_val(data)),
-        };
-        // SAFETY: the bytes of a borrowed slice of numbers.
-        let bytes = unsafe { std::slice::from_raw_parts(at, bytes) };
-        if let Err(error) = self.write_bytes(input, bytes)
+        if let Err(error) = self.write_numbers(input, &data)
             && !matches!(self.flight, Flight::Landed(Err(_)))
         {
             self.flight = Flight::Landed(Err(error));

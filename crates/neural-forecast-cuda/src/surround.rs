@@ -104,6 +104,37 @@ pub(crate) fn begin(regions: &[Region]) -> Vec<Launch> {
     regions.chunks(REGIONS).map(launch).collect()
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct StageArguments {
+    from: u64,
+    to: u64,
+    flags: u64,
+    chunk_bytes: u64,
+    bytes: u64,
+}
+
+// SAFETY: `#[repr(C)]`, fields of 8 bytes: no padding; mirrors `StageArguments` in
+// `ptx/program.cu`.
+unsafe impl Arguments for StageArguments {}
+
+/// Chunks of an input that is copied while it is written: the kernel has a block for each, all of
+/// which any GPU runs at once.
+pub(crate) const STAGE_CHUNKS: usize = 24;
+/// Bytes from one chunk's flag to the next one's.
+pub(crate) const STAGE_FLAG_BYTES: usize = 256;
+
+/// A launch that copies bytes in chunks as the host raises their flags; both places 256-byte
+/// aligned and padded to it.
+pub(crate) fn stage(from: u64, to: u64, bytes: usize, chunk_bytes: usize, flags: u64) -> Launch {
+    let chunks = bytes.div_ceil(chunk_bytes);
+    assert!(chunks <= STAGE_CHUNKS, "{chunks} chunks of {chunk_bytes} bytes");
+    let (chunk_bytes, bytes) = (chunk_bytes as u64, bytes as u64);
+    let arguments = StageArguments { from, to, flags, chunk_bytes, bytes };
+    let (grid, block) = ([chunks as u32, 1, 1], [THREADS, 1, 1]);
+    Launch::new("program", "program_stage", "program-stage", grid, block, arguments)
+}
+
 /// Where the end of a run is announced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Announcement {

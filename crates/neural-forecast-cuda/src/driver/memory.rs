@@ -295,63 +295,10 @@ impl HostMemory {
     }
 }
 
-/// Copies bytes past the caches: twice as fast for what the processor will not read again, and the
-/// copy engine finds them in memory.
-///
-/// # Safety
-/// Both ranges are valid for `bytes`, and do not overlap.
-pub(crate) unsafe fn copy_streaming(to: *mut u8, from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if to.addr().is_multiple_of(16) {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-        let lines = bytes / 64;
-        // SAFETY: the caller's ranges; stores go to multiples of 16, loads anywhere. SSE2 is part
-        // of the architecture.
-        unsafe {
-            for line in 0..lines {
-                let (to, from) = (to.add(line * 64), from.add(line * 64));
-                let parts = [0, 16, 32, 48].map(|at| _mm_loadu_si128(from.add(at).cast()));
-                for (part, at) in parts.into_iter().zip([0, 16, 32, 48]) {
-                    _mm_stream_si128(to.add(at).cast(), part);
-                }
-            }
-            // Before the device is told of the bytes.
-            _mm_sfence();
-            let done = lines * 64;
-            to.add(done).copy_from_nonoverlapping(from.add(done), bytes - done);
-        }
-        return;
-    }
-    // SAFETY: the caller's ranges.
-    unsafe { to.copy_from_nonoverlapping(from, bytes) };
-}
-
 impl Drop for HostMemory {
     fn drop(&mut self) {
         let library = self.context.enter_to_free();
         // SAFETY: allocated in `new`, freed once; owners wait for the work that uses it first.
         let _ = unsafe { (library.cuMemFreeHost)(self.at) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streaming_copies_every_byte_and_no_other() {
-        let from: Vec<u8> = (0..1000_u32).map(|i| (i % 251) as u8).collect();
-        for (at, offset, bytes) in [(0, 0, 1000), (16, 3, 997), (8, 1, 64), (32, 0, 63), (0, 0, 0)]
-        {
-            let mut to = vec![255_u8; 2048];
-            // So that `at` is the distance from a multiple of 64.
-            let base = to.as_ptr().align_offset(64) + at;
-            // SAFETY: both ranges are inside their vectors.
-            unsafe {
-                copy_streaming(to.as_mut_ptr().add(base), from.as_ptr().add(offset), bytes);
-            }
-            assert_eq!(to[base..base + bytes], from[offset..offset + bytes]);
-            assert!(to[..base].iter().chain(&to[base + bytes..]).all(|&byte| byte == 255));
-        }
     }
 }

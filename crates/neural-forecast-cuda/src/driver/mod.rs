@@ -14,7 +14,7 @@ mod tensor_map;
 pub(crate) use context::{Context, MemoryPolicy, attribute, count, gpu};
 pub use library::is_driver_present;
 pub(crate) use library::{Library, version_name};
-pub(crate) use memory::{DeviceMemory, HostMemory, copy_streaming};
+pub(crate) use memory::{DeviceMemory, HostMemory};
 pub(crate) use module::{Function, Module};
 pub(crate) use stream::{Event, Graph, Stream};
 pub(crate) use tensor_map::{Panels, TensorMap};

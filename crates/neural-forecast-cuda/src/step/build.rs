@@ -2,21 +2,26 @@
 //!
 //! Hands out addresses; owns no memory and launches nothing.
 
+use std::cell::Cell;
+
 use neural_forecast_runtime::arena::ALIGNMENT;
 use neural_forecast_runtime::device::{KernelClass, Precision};
 use neural_forecast_runtime::plan::{Bucket, StateId, ValueId};
 
+use super::gemm::Element;
 use crate::gpu::Gpu;
 use crate::launch::Launch;
 
 /// Where the parts of a program are in device memory. Values are f32 or i32, row-major, 256-byte
-/// aligned.
+/// aligned; inputs may be 16-bit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
     /// Of each value of the entry.
     pub(crate) values: Vec<u64>,
     /// Shape of each value in the bucket.
     pub(crate) shapes: Vec<Vec<usize>>,
+    /// Format of each value; f32 where there is nothing. What `Loaded::rounds` allows.
+    pub(crate) elements: Vec<Element>,
     /// Of each state's store: `[slots, elements]` f32.
     pub(crate) states: Vec<u64>,
     /// Of the rows that a run's new states are written to before they are committed:
@@ -41,6 +46,7 @@ pub(crate) struct Build<'a> {
     scratch_used: u64,
     scratch_max: u64,
     persistent_used: u64,
+    header_asked: Cell<bool>,
 }
 
 impl<'a> Build<'a> {
@@ -61,6 +67,7 @@ impl<'a> Build<'a> {
             scratch_used: 0,
             scratch_max: 0,
             persistent_used: 0,
+            header_asked: Cell::new(false),
         }
     }
 
@@ -89,6 +96,11 @@ impl<'a> Build<'a> {
         self.places.values[id.index()]
     }
 
+    /// Format of a value's numbers, rows without gaps.
+    pub(crate) fn element(&self, id: ValueId) -> Element {
+        self.places.elements.get(id.index()).copied().unwrap_or(Element::F32)
+    }
+
     /// Shape of a value in the bucket.
     pub(crate) fn shape(&self, id: ValueId) -> &'a [usize] {
         &self.places.shapes[id.index()]
@@ -109,7 +121,13 @@ impl<'a> Build<'a> {
 
     /// Device address of the run header (`RunHeader` in `ptx/run.cuh`).
     pub(crate) fn header(&self) -> u64 {
+        self.header_asked.set(true);
         self.places.header
+    }
+
+    /// Whether a step has asked for the header.
+    pub(crate) fn needs_header(&self) -> bool {
+        self.header_asked.get()
     }
 
     /// Device address of uninitialised memory for this step alone, 256-byte aligned.

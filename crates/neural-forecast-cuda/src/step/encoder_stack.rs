@@ -25,6 +25,9 @@ use crate::launch::{Arguments, Launch};
 
 const COUNTER: &str = "encoder_stack";
 
+/// Most positions of a series that are few.
+const FEW: usize = 16;
+
 /// Whether the stack is run here; others are lowered.
 pub(crate) fn takes(op: &Stack) -> bool {
     let norm = |norm: &NormWeights| !matches!(norm.kind, NormKind::Group(_));
@@ -703,9 +706,16 @@ impl Walk<'_, '_> {
             residual: None,
             y: inner,
         };
-        let up = Product { outputs: f.ff, gate: f.gate, ..Product::new(gemm) };
+        let few = self.is_few(m);
+        let up = Product { outputs: f.ff, gate: f.gate, few, ..Product::new(gemm) };
         up.launch(self.build, COUNTER)?;
         self.product(m, inner, (f.down, f.down_bias), residual, y)
+    }
+
+    /// Whether so many rows are a few of each series, of many: bits must not depend on the batch.
+    fn is_few(&self, m: usize) -> bool {
+        let (each, all) = (m / self.x.batch, self.build.shape(self.stack.x)[1]);
+        each <= FEW && each < all
     }
 
     fn product(
@@ -717,7 +727,8 @@ impl Walk<'_, '_> {
         y: Matrix,
     ) -> Result<(), DeviceError> {
         let gemm = Gemm { m, x, w, bias, activation: Activation::Identity, residual, y };
-        gemm.launch(self.build, COUNTER)
+        let few = self.is_few(m);
+        Product { few, ..Product::new(gemm) }.launch(self.build, COUNTER)
     }
 
     /// `y` and `h` (in the products' format) become `residual + norm(rows)`.

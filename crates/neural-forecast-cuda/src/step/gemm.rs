@@ -113,11 +113,14 @@ pub(crate) struct Product {
     /// `x` is `[m / channels, k, channels]` and `y` and the residual `[m / channels, outputs,
     /// channels]`, contiguous.
     pub(crate) channels: Option<usize>,
+    /// A few rows of each series, whatever the batch: the latency class multiplies them in the tiles
+    /// that begin and end soonest, also where others serve more rows.
+    pub(crate) few: bool,
 }
 
 impl Product {
     pub(crate) fn new(gemm: Gemm) -> Self {
-        Product { gemm, outputs: gemm.w.n, gate: None, batches: 1, channels: None }
+        Product { gemm, outputs: gemm.w.n, gate: None, batches: 1, channels: None, few: false }
     }
 
     /// Appends the launches.
@@ -126,14 +129,26 @@ impl Product {
             return Ok(());
         }
         self.check()?;
-        let plain = self.gate.is_none() && self.batches == 1 && self.channels.is_none();
-        if plain && gemm_hopper::serves(&self.gemm, build.gpu(), build.class()) {
+        let few = self.few && build.class() == KernelClass::Latency;
+        if self.is_plain() && !few && gemm_hopper::serves(&self.gemm, build.gpu(), build.class()) {
             return gemm_hopper::launch(&self.gemm, build, counter);
         }
         if let Some(channels) = self.channels {
             return self.transposed(channels, build, counter)?.launch_tiles(build, counter);
         }
         self.launch_tiles(build, counter)
+    }
+
+    fn is_plain(&self) -> bool {
+        self.gate.is_none() && self.batches == 1 && self.channels.is_none()
+    }
+
+    /// The format that f32 rows of `x` are rounded to in a pass of their own, if they are and rows
+    /// without gaps serve as well.
+    pub(crate) fn rounds(&self, build: &Build<'_>) -> Option<Element> {
+        let served =
+            self.is_plain() && gemm_hopper::serves(&self.gemm, build.gpu(), build.class());
+        served.then(|| gemm_hopper::rounds(&self.gemm)).flatten()
     }
 
     /// Appends the launch of the product itself, whose rows of `x` are rows in memory.

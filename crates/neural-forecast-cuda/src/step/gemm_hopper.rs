@@ -15,6 +15,9 @@ use crate::driver::{Panels, TensorMap};
 use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
 
+/// The family of activations that are a floor: what slim shapes have.
+const LINEAR: &str = "linear";
+
 /// Bytes of a row of a stage and of a panel.
 const ROW_BYTES: usize = 128;
 
@@ -39,9 +42,14 @@ impl Format {
             module: "gemm_hopper",
             rounded: false,
             split: false,
-            shapes: &[LARGE, WIDE, SMALL],
+            shapes: &[LARGE, WIDE, SMALL, SLIM_48, SLIM_144],
         };
-        let wide = Format { element: Element::F32, module: "gemm_tf32_hopper", ..half };
+        let wide = Format {
+            element: Element::F32,
+            module: "gemm_tf32_hopper",
+            shapes: &[LARGE, WIDE, SMALL],
+            ..half
+        };
         match precision {
             Precision::F16 => Some(half),
             Precision::Bf16 => Some(Format { element: Element::Bf16, ..half }),
@@ -91,6 +99,8 @@ struct Shape {
     launch_us: f64,
     block_us: f64,
     end_us: f64,
+    /// Of `ptx/gemm_slim_hopper.cuh`: a tile a block, written without tensor copies.
+    slim: bool,
 }
 
 /// Two warpgroups alternate on 128 by 128: one multiplies while the other writes its results.
@@ -107,6 +117,7 @@ const LARGE: Shape = Shape {
     launch_us: 4.5,
     block_us: 0.37,
     end_us: 0.0,
+    slim: false,
 };
 
 /// For a few hundred rows: every multiprocessor has a tile, and reads as little as may be for it.
@@ -122,6 +133,7 @@ const WIDE: Shape = Shape {
     launch_us: 2.3,
     block_us: 0.25,
     end_us: 1.0,
+    slim: false,
 };
 
 /// For few rows or few columns.
@@ -137,6 +149,7 @@ const SMALL: Shape = Shape {
     launch_us: 2.3,
     block_us: 0.122,
     end_us: 0.35,
+    slim: false,
 };
 
 /// F32: two warpgroups on 64 by 128 each, one below the other, so that one multiplies while the
@@ -153,6 +166,7 @@ const PAIR_F32: Shape = Shape {
     launch_us: 2.3,
     block_us: 0.9,
     end_us: 2.8,
+    slim: false,
 };
 
 /// F32, for few rows or few columns.
@@ -168,6 +182,28 @@ const SMALL_F32: Shape = Shape {
     launch_us: 2.3,
     block_us: 0.335,
     end_us: 0.9,
+    slim: false,
+};
+
+/// For few hundred rows of widths that they divide: more multiprocessors have a tile, of which each
+/// reads less, and results go straight to memory.
+const SLIM_48: Shape = Shape {
+    name: "slim48",
+    columns: 48,
+    stages: 10,
+    block_us: 0.135,
+    end_us: 0.0,
+    slim: true,
+    ..SMALL
+};
+const SLIM_144: Shape = Shape {
+    name: "slim144",
+    columns: 144,
+    stages: 7,
+    block_us: 0.2,
+    end_us: 0.4,
+    slim: true,
+    ..SMALL
 };
 
 impl Shape {
@@ -186,6 +222,9 @@ impl Shape {
 
     const fn shared_bytes(&self) -> u32 {
         let stage = (self.rows() + self.w_parts * self.columns) * ROW_BYTES;
+        if self.slim {
+            return (self.stages * (stage + 16)) as u32;
+        }
         let own = 2 * self.group_rows() * ROW_BYTES + self.columns * 4;
         (self.stages * stage + self.groups * own + self.stages * 16) as u32
     }
@@ -207,10 +246,17 @@ impl Shape {
         self.launch_us + rounds as f64 * tile
     }
 
-    /// The fastest of some shapes. All give the same bits.
-    fn fastest(of: &[Shape], m: usize, n: usize, k_blocks: usize, gpu: &Gpu) -> Shape {
-        let estimate = |shape: &Shape| shape.estimate_us(m, n, k_blocks, gpu);
-        let fastest = of.iter().min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
+    /// The fastest of some shapes; a slim one only where those may be. All give the same bits.
+    fn fastest(
+        of: &[Shape],
+        slim: bool,
+        (m, n, k_blocks): (usize, usize, usize),
+        gpu: &Gpu,
+    ) -> Shape {
+        let estimate = |shape: &&Shape| shape.estimate_us(m, n, k_blocks, gpu);
+        let may = |shape: &&Shape| !shape.slim || slim && n.is_multiple_of(shape.columns);
+        let fastest = of.iter().filter(may);
+        let fastest = fastest.min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
         fastest.copied().unwrap_or(SMALL)
     }
 
@@ -225,7 +271,8 @@ impl Shape {
         arguments: A,
     ) -> Launch {
         let (rows, columns) = self.tiles(m, n);
-        let blocks = (rows * columns).min(self.resident(gpu)) * self.cluster;
+        let clusters = if self.slim { usize::MAX } else { self.resident(gpu) };
+        let blocks = (rows * columns).min(clusters) * self.cluster;
         let grid = [blocks as u32, 1, 1];
         let block = [self.threads(), 1, 1];
         Launch::new(module, kernel, counter, grid, block, arguments)
@@ -276,7 +323,8 @@ pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Resul
     };
     let gpu = build.gpu();
     let k_blocks = w.k.div_ceil(format.k_block());
-    let shape = Shape::fastest(format.shapes, m, w.n, k_blocks, gpu);
+    let slim = kind == LINEAR && bias.is_multiple_of(8);
+    let shape = Shape::fastest(format.shapes, slim, (m, w.n, k_blocks), gpu);
     let x = narrow(gemm, format, build, counter);
     let maps = Maps { build, m, shape, format };
     let arguments = GemmStep {
@@ -293,12 +341,29 @@ pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Resul
         tiles: Tiles::of(&shape, m, w.n, k_blocks),
         y_f32: u32::from(y.element == Element::F32),
         residual_bits: residual.map_or(0, |residual| 8 * bytes(residual.element) as u32),
-        reserved: [0; 16],
+        y_at: y.address,
+        residual_at: residual.map_or(0, |residual| residual.address),
+        m: m as u32,
+        y_stride: y.stride as u32,
+        residual_stride: residual.map_or(0, |residual| residual.stride as u32),
+        reserved: [0; 9],
     };
-    let kernel = format!("gemm_{}_{kind}_{}", shape.name, w.precision.name());
+    let name = w.precision.name();
+    let kernel = match shape.slim {
+        true => format!("gemm_{}_{name}", shape.name),
+        false => format!("gemm_{}_{kind}_{name}", shape.name),
+    };
     let counter = format!("{counter}-wgmma-{}", w.precision.name());
     build.launch(shape.launch(format.module, kernel, counter, (m, w.n), gpu, arguments));
     Ok(())
+}
+
+/// The format that `x` is copied in where it is f32, if the copy has rows without gaps.
+pub(crate) fn rounds(gemm: &Gemm) -> Option<Element> {
+    let Gemm { x, w, .. } = gemm;
+    let dense = x.stride == w.k && row_stride(w.k) == w.k;
+    let element = Format::of(w.precision)?.element;
+    (dense && x.element == Element::F32 && element != Element::F32).then_some(element)
 }
 
 /// `x` in the weights' format: itself, or a copy in scratch memory that a launch makes.
@@ -447,7 +512,7 @@ impl Maps<'_, '_> {
 /// `σ = 1 / (1 + 2^−(x · (c0 + c1·x² + c2·x⁴)))`, x² at most 36.
 fn coefficients(activation: Activation, precision: Precision) -> Option<(&'static str, Gate)> {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    let linear = |floor| Some(("linear", Gate { floor, ..Gate::default() }));
+    let linear = |floor| Some((LINEAR, Gate { floor, ..Gate::default() }));
     let gated = |polynomial, scale, shift, offset| {
         Some(("gated", Gate { floor: 0.0, polynomial, scale, shift, offset }))
     };
@@ -519,13 +584,19 @@ struct GemmStep {
     tiles: Tiles,
     y_f32: u32,
     residual_bits: u32,
-    reserved: [u32; 16],
+    y_at: u64,
+    residual_at: u64,
+    m: u32,
+    y_stride: u32,
+    residual_stride: u32,
+    reserved: [u32; 9],
 }
 
 const _: () = assert!(size_of::<GemmStep>() == 640);
 
-// SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 30 fields of 4, in all 640 bytes, so that
-// nothing is padded; the fields are those of the struct in `ptx/gemm_hopper.cuh`, in its order.
+// SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 14 fields of 4, two of 8, 12 of 4, in all
+// 640 bytes, so that nothing is padded; the fields are those of the struct in
+// `ptx/gemm_hopper.cuh`, in its order.
 unsafe impl Arguments for GemmStep {}
 
 /// `NarrowRows` of `ptx/gemm_hopper.cu`.
@@ -609,18 +680,23 @@ mod tests {
     #[test]
     fn shapes_fit_and_grow_with_the_rows() {
         let gpu = Gpu::typical((9, 0));
-        for shape in [LARGE, WIDE, SMALL, PAIR_F32, SMALL_F32] {
+        for shape in [LARGE, WIDE, SMALL, SLIM_48, SLIM_144, PAIR_F32, SMALL_F32] {
             assert!(shape.shared_bytes() <= 232_448, "{}: {}", shape.name, shape.shared_bytes());
-            assert!(shape.columns.is_multiple_of(64 * shape.cluster), "{}", shape.name);
+            let whole = shape.slim || shape.columns.is_multiple_of(64 * shape.cluster);
+            assert!(whole, "{}", shape.name);
         }
-        let of =
-            |m, n, k: usize| Shape::fastest(&[LARGE, WIDE, SMALL], m, n, k.div_ceil(64), &gpu).name;
-        assert_eq!(of(1, 768, 768), "small");
-        assert_eq!(of(512, 768, 768), "small");
-        assert_eq!(of(512, 2304, 768), "wide");
-        assert_eq!(of(512, 768, 3072), "small");
-        assert_eq!(of(2048, 4000, 1000), "large");
-        assert_eq!(of(65_536, 768, 768), "large");
+        let shapes = [LARGE, WIDE, SMALL, SLIM_48, SLIM_144];
+        let of = |slim, m, n, k: usize| {
+            Shape::fastest(&shapes, slim, (m, n, k.div_ceil(64)), &gpu).name
+        };
+        assert_eq!(of(true, 512, 768, 768), "slim48");
+        assert_eq!(of(true, 512, 2304, 768), "slim144");
+        assert_eq!(of(true, 512, 768, 3072), "small");
+        assert_eq!(of(false, 1, 768, 768), "small");
+        assert_eq!(of(false, 512, 3072, 768), "wide");
+        assert_eq!(of(true, 512, 800, 768), "small");
+        assert_eq!(of(true, 2048, 4000, 1000), "large");
+        assert_eq!(of(true, 65_536, 768, 768), "large");
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl LoadedLinear {
     }
 }
 
-impl Loaded for LoadedLinear {
-    fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError> {
+impl LoadedLinear {
+    fn product(&self, build: &Build<'_>) -> Product {
         let shape = build.shape(self.x);
         let last = shape.last().copied().unwrap_or(1);
         let rows = shape.iter().rev().skip(1).product::<usize>();
@@ -76,10 +76,10 @@ impl Loaded for LoadedLinear {
         let width = batches * self.outputs;
         let matrix = |address, stride| Matrix { address, element: Element::F32, stride };
         let residual = self.residual.map(|id| matrix(build.value(id), width));
-        let product = Product {
+        Product {
             gemm: Gemm {
                 m,
-                x: matrix(build.value(self.x), stride),
+                x: Matrix { element: build.element(self.x), ..matrix(build.value(self.x), stride) },
                 w: self.weights,
                 bias: self.bias,
                 activation: self.activation,
@@ -90,7 +90,18 @@ impl Loaded for LoadedLinear {
             gate: self.gate,
             batches,
             channels,
-        };
-        product.launch(build, "linear")
+            few: false,
+        }
+    }
+}
+
+impl Loaded for LoadedLinear {
+    fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError> {
+        self.product(build).launch(build, "linear")
+    }
+
+    fn rounds(&self, value: ValueId, build: &Build<'_>) -> Option<Element> {
+        let alone = value == self.x && self.residual != Some(value);
+        alone.then(|| self.product(build).rounds(build)).flatten()
     }
 }

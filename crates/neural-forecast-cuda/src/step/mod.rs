@@ -32,10 +32,11 @@ pub(crate) use packer::Packer;
 
 use neural_forecast_runtime::device::Precision;
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::Step;
+use neural_forecast_runtime::plan::{Step, ValueId};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use crate::gpu::Gpu;
+use gemm::Element;
 
 /// A step with its weights on the device; shared by all programs of its entry.
 pub(crate) trait Loaded: std::fmt::Debug + Send + Sync {
@@ -43,6 +44,13 @@ pub(crate) trait Loaded: std::fmt::Debug + Send + Sync {
     /// much scratch it needs, once with the addresses that it will run with. Must therefore depend
     /// on nothing but `build`.
     fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError>;
+
+    /// The 16-bit format that the step rounds all of a value to before anything else. It then takes
+    /// the value in that format too ([`Build::element`]), with the same results.
+    fn rounds(&self, value: ValueId, build: &Build<'_>) -> Option<Element> {
+        let _ = (value, build);
+        None
+    }
 }
 
 /// Whether an op has kernels of its own here; the others are lowered.

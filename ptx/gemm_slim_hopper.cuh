@@ -1,0 +1,169 @@
+// Products of a few hundred rows, in tiles that suit the number of multiprocessors rather than what
+// tensor copies can store: 64 rows by 48 or 144 columns, a tile a block.
+//
+// Same operands and bits as `gemm_hopper.cuh`: one sum over all of K in order. What bounds these
+// products is what a multiprocessor can take in, 64 bytes a cycle; shared operands arrive in each
+// block all the same. So every multiprocessor should have a tile, and none two. Results go straight
+// to memory. No activation but a floor.
+#pragma once
+#include "gemm_hopper.cuh"
+
+namespace products {
+
+template <int COLUMNS_, int STAGES_> struct Slim {
+    static constexpr int ROWS = 64, COLUMNS = COLUMNS_, STAGES = STAGES_;
+    static constexpr int X_BYTES = ROWS * ROW_BYTES, W_BYTES = COLUMNS * ROW_BYTES;
+    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
+    static constexpr int GROUPS = COLUMNS / 8;           // of columns: four sums of each thread
+    static constexpr int LINE_BYTES = COLUMNS * 2 + 16;  // of 16-bit results, banks apart
+    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + STAGES * 16;
+    static constexpr int THREADS = 160;
+    static_assert(SHARED_BYTES <= 232448, "more shared memory than a block may have");
+    static_assert(ROWS * LINE_BYTES <= STAGES * STAGE_BYTES, "results are brought together there");
+};
+
+template <typename T, typename S> __device__ __forceinline__ void slim_load(
+    const GemmStep &p, unsigned stages, unsigned full, unsigned empty, int row, int column
+) {
+    const unsigned early = min(p.k_blocks, unsigned(S::STAGES));
+    for (unsigned k = 0; k < early; k++) {
+        barrier_arrive_expect(full + 8 * k, S::STAGE_BYTES);
+        tensor_load(
+            stages + k * S::STAGE_BYTES + S::X_BYTES, &p.w, full + 8 * k, k * K_BLOCK<T>, column
+        );
+    }
+    earlier_have_ended();
+    Ring<S::STAGES> ring;
+    for (unsigned k = 0; k < p.k_blocks; k++) {
+        const unsigned at = full + 8 * ring.stage, x = stages + ring.stage * S::STAGE_BYTES;
+        if (k >= early) {
+            barrier_wait(empty + 8 * ring.stage, ring.parity ^ 1);
+            barrier_arrive_expect(at, S::STAGE_BYTES);
+            tensor_load(x + S::X_BYTES, &p.w, at, k * K_BLOCK<T>, column);
+        }
+        tensor_load(x, &p.x, at, k * K_BLOCK<T>, row);
+        ring.advance();
+    }
+}
+
+// Two numbers of a row.
+template <typename T>
+__device__ __forceinline__ float2 pair_at(unsigned long long from, size_t at, unsigned bits) {
+    if (bits == 32)
+        return *reinterpret_cast<const float2 *>(from + at * 4);
+    return unpack<T>(*reinterpret_cast<const unsigned *>(from + at * 2));
+}
+
+template <typename T, typename S> __device__ __forceinline__ void slim_product(const GemmStep &p) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const unsigned stages = shared_address(shared);
+    const unsigned full = stages + S::STAGES * S::STAGE_BYTES, empty = full + S::STAGES * 8;
+    const int row = blockIdx.x % p.row_tiles * S::ROWS;
+    const int column = blockIdx.x / p.row_tiles * S::COLUMNS;
+    if (threadIdx.x == 128) {
+        tensor_prefetch(&p.x);
+        tensor_prefetch(&p.w);
+        for (int i = 0; i < S::STAGES; i++) {
+            barrier_init(full + 8 * i, 1);
+            barrier_init(empty + 8 * i, 4);
+        }
+        barrier_init_fence();
+        async_fence();
+    }
+    let_later_start();
+    __syncthreads();
+    if (threadIdx.x >= 128) {
+        if (threadIdx.x == 128)
+            slim_load<T, S>(p, stages, full, empty, row, column);
+        return;
+    }
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // This thread's results: rows r and r + 8, two columns of each group from c on.
+    const unsigned r = row + warp * 16 + lane / 4, c = column + lane % 4 * 2;
+    float2 bias[S::GROUPS], extra[S::GROUPS][2];
+#pragma unroll
+    for (int g = 0; g < S::GROUPS; g++)
+        bias[g] = p.bias != nullptr ? *reinterpret_cast<const float2 *>(p.bias + c + 8 * g)
+                                    : make_float2(0.0f, 0.0f);
+    earlier_have_ended();
+#pragma unroll
+    for (int g = 0; g < S::GROUPS; g++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            extra[g][half] = make_float2(0.0f, 0.0f);
+            const size_t at = (r + 8 * half) * size_t(p.residual_stride) + c + 8 * g;
+            if (p.residual_bits != 0 && r + 8 * half < p.m)
+                extra[g][half] = pair_at<T>(p.residual_at, at, p.residual_bits);
+        }
+    float sums[S::COLUMNS / 2];
+    Ring<S::STAGES> ring;
+    unsigned previous = 0;
+    for (unsigned k = 0; k < p.k_blocks; k++) {
+        barrier_wait(full + 8 * ring.stage, ring.parity);
+        const unsigned x = stages + ring.stage * S::STAGE_BYTES;
+        const unsigned long long a = operand(x), b = operand(x + S::X_BYTES);
+        products_begin();
+#pragma unroll
+        for (int part = 0; part < K_BLOCK<T> / 16; part++)
+            Product<T, S::COLUMNS>::run(sums, a + 2 * part, b + 2 * part, part > 0 || k > 0);
+        products_commit();
+        if (k > 0) {
+            products_wait<1>();
+            if (lane == 0)
+                barrier_arrive(previous);
+        }
+        previous = empty + 8 * ring.stage;
+        ring.advance();
+    }
+    products_wait<0>();
+    pin(sums);
+#pragma unroll
+    for (int g = 0; g < S::GROUPS; g++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float &x = sums[4 * g + 2 * half], &y = sums[4 * g + 2 * half + 1];
+            x = activate<LINEAR>(p, x + bias[g].x);
+            y = activate<LINEAR>(p, y + bias[g].y);
+            if (p.residual_bits != 0)
+                x += extra[g][half].x, y += extra[g][half].y;
+        }
+    if (p.y_f32) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float *y = reinterpret_cast<float *>(p.y_at) + (r + 8 * half) * size_t(p.y_stride) + c;
+            if (r + 8 * half >= p.m)
+                continue;
+#pragma unroll
+            for (int g = 0; g < S::GROUPS; g++)
+                *reinterpret_cast<float2 *>(y + 8 * g) =
+                    make_float2(sums[4 * g + 2 * half], sums[4 * g + 2 * half + 1]);
+        }
+        return;
+    }
+    // A warp's 16 rows in whole chunks, by way of the stages: all warps have read them.
+    named_barrier(1, 128);
+    const unsigned lines = stages + warp * 16 * S::LINE_BYTES;
+#pragma unroll
+    for (int g = 0; g < S::GROUPS; g += 2)
+        matrix_store(
+            lines + lane % 16 * S::LINE_BYTES + (g + lane / 16) * 16,
+            pack<T>(sums[4 * g], sums[4 * g + 1]), pack<T>(sums[4 * g + 2], sums[4 * g + 3]),
+            pack<T>(sums[4 * g + 4], sums[4 * g + 5]), pack<T>(sums[4 * g + 6], sums[4 * g + 7])
+        );
+    __syncwarp();
+    static_assert(S::GROUPS % 2 == 0 && 16 * S::GROUPS % 32 == 0, "whole chunks for all lanes");
+#pragma unroll
+    for (int i = 0; i < S::GROUPS / 2; i++) {
+        const unsigned chunk = i * 32 + lane, line = chunk / S::GROUPS, at = chunk % S::GROUPS;
+        const unsigned y_row = row + warp * 16 + line;
+        uint4 eight;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(eight.x), "=r"(eight.y), "=r"(eight.z), "=r"(eight.w)
+                     : "r"(lines + line * S::LINE_BYTES + at * 16));
+        T *y = reinterpret_cast<T *>(p.y_at) + y_row * size_t(p.y_stride) + column + at * 8;
+        if (y_row < p.m)
+            *reinterpret_cast<uint4 *>(y) = eight;
+    }
+}
+
+} // namespace products
