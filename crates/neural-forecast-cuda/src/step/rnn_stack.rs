@@ -311,7 +311,11 @@ struct Room {
 
 impl Loaded for LoadedRnn {
     fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError> {
-        if let (KernelClass::Throughput, Some(batch)) = (build.class(), &self.batch) {
+        // Wide layers that no latency kernel takes: a launch for all steps rather than two a step.
+        let wide = self.latency.is_none() && !self.walks(build);
+        if let Some(batch) = &self.batch
+            && (build.class() == KernelClass::Throughput || wide)
+        {
             return batch.build(build);
         }
         if let Some(latency) = &self.latency
