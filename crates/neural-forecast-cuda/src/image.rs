@@ -47,6 +47,7 @@ images! {
     "rnn_batch_hopper",
     "rnn_latency",
     "rnn_latency_hopper",
+    "rnn_wide_hopper",
     "rnn_stack",
 }
 

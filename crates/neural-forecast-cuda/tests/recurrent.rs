@@ -147,10 +147,43 @@ fn many_layers_and_a_long_window() {
 }
 
 #[test]
+fn stacks_wider_than_a_cluster() {
+    let wide = Shape { rows: 1, time: 5, inputs: 9, hidden: 800, ..SMALL };
+    let mut cases = Vec::new();
+    for rows in [1, 2, 3, 9] {
+        cases.push(stack(Cell::Lstm, Shape { rows, ..wide }, Keep::Last(3), true));
+    }
+    // Chunks of input sums, and around them; more chunks than there is room for.
+    for time in [1, 8, 9, 34] {
+        let shape = Shape { time, layers: if time > 9 { 1 } else { 2 }, ..wide };
+        cases.push(stack(Cell::Lstm, shape, Keep::All, false));
+    }
+    for cell in [Cell::Gru, Cell::RnnTanh, Cell::RnnRelu] {
+        cases.push(stack(cell, wide, Keep::All, true));
+        let few = Shape { rows: 3, time: 3, layers: 1, ..wide };
+        cases.push(stack(cell, few, Keep::Last(1), false));
+    }
+    for rows in [1, 3] {
+        let both = Shape { rows, time: 3, directions: 2, ..wide };
+        cases.push(stack(Cell::Lstm, both, Keep::All, true));
+        cases.push(stack(Cell::Lstm, both, Keep::Last(2), false));
+    }
+    // More lanes than fit at once; a last group of one unit; all k-steps of eight warps in use.
+    let short = Shape { time: 3, ..wide };
+    cases.push(stack(Cell::Lstm, Shape { layers: 6, ..short }, Keep::Last(1), true));
+    for hidden in [513, 761, 1001, 1024, 1025] {
+        let shape = Shape { hidden, layers: 1, ..short };
+        cases.push(stack(Cell::Lstm, shape, Keep::Last(2), true));
+        cases.push(stack(Cell::Lstm, Shape { rows: 2, ..shape }, Keep::Last(2), true));
+    }
+    check(&cases, 0.02);
+}
+
+#[test]
 fn wide_layers_from_slots() {
     let mut cases = Vec::new();
     for cell in [Cell::Lstm, Cell::Gru] {
-        for hidden in [40, 280] {
+        for hidden in [40, 280, 780] {
             let bucket = Bucket { batch: 5, length: 3 };
             let mut c =
                 CaseBuilder::new(format!("{cell:?} {hidden} from slots"), bucket).stateful();

@@ -24,6 +24,7 @@ mod rnn_batch;
 mod rnn_latency;
 mod rnn_stack;
 mod rnn_whole;
+mod rnn_wide;
 mod rows;
 pub(crate) mod whole;
 

@@ -2,8 +2,8 @@
 //! registers of a block or a cluster of blocks, layers run as a wavefront.
 //!
 //! Translates [`RnnStack`] to the roles of `ptx/rnn_latency.cuh`, for [`super::rnn_stack`] and,
-//! with a head, for [`super::rnn_whole`]. Takes neither sLSTM, nor projections, nor widths whose
-//! recurrent weights exceed a cluster; those are `rnn_stack`'s.
+//! with a head, for [`super::rnn_whole`]. Takes neither sLSTM, nor projections; those are
+//! `rnn_stack`'s. Widths whose recurrent weights exceed a cluster are [`super::rnn_wide`]'s.
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::{KernelClass, Precision};
@@ -16,13 +16,13 @@ use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
 
 /// Units of a group: two tiles of 16 gate rows.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 /// Rows of the batch that a block takes together: the columns of a product.
-const COLUMNS: usize = 8;
+pub(super) const COLUMNS: usize = 8;
 /// Rows of a k-step are 32 bytes.
-const STEP_BYTES: usize = 32;
+pub(super) const STEP_BYTES: usize = 32;
 /// Bytes of a k-step of weights of a group.
-const TILES_BYTES: usize = 1024;
+pub(super) const TILES_BYTES: usize = 1024;
 /// `ROLES_MAX` of the kernels.
 const ROLES_MAX: usize = 32;
 /// Most row groups of a launch; a larger batch takes several, which share their memory.
@@ -37,14 +37,14 @@ const INPUT_STEPS_MAX: usize = 256;
 /// The format of weights and `h` in the kernels. 8-bit weights are levels that f16 holds exactly,
 /// with their scales applied to the sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Number {
-    name: &'static str,
-    bytes: usize,
+pub(super) struct Number {
+    pub(super) name: &'static str,
+    pub(super) bytes: usize,
     bf16: bool,
 }
 
 impl Number {
-    fn of(precision: Precision) -> Number {
+    pub(super) fn of(precision: Precision) -> Number {
         let (name, bytes) = match precision {
             Precision::F32 => ("f32", 4),
             Precision::Tf32 => ("tf32", 4),
@@ -55,12 +55,12 @@ impl Number {
     }
 
     /// K-steps that hold so many units.
-    fn k_steps(self, units: usize) -> usize {
+    pub(super) fn k_steps(self, units: usize) -> usize {
         (units * self.bytes).div_ceil(STEP_BYTES)
     }
 
     /// 32-bit words of so many units.
-    fn words(self, units: usize) -> usize {
+    pub(super) fn words(self, units: usize) -> usize {
         (units * self.bytes).div_ceil(4)
     }
 
@@ -299,7 +299,7 @@ impl Roles {
 }
 
 /// Bytes between columns in shared memory, as `column_stride` of the kernels.
-fn column_stride(k_steps: usize) -> usize {
+pub(super) fn column_stride(k_steps: usize) -> usize {
     (k_steps * STEP_BYTES + 64).next_multiple_of(128) - 64
 }
 
@@ -618,7 +618,7 @@ fn wanted_blocks(groups: usize, number: Number, row_groups: usize) -> usize {
 }
 
 /// The addresses of `h` and `c`, 0 where there is none.
-fn pair(addresses: impl Iterator<Item = u64>) -> [u64; 2] {
+pub(super) fn pair(addresses: impl Iterator<Item = u64>) -> [u64; 2] {
     let mut all = [0; 2];
     for (to, from) in all.iter_mut().zip(addresses) {
         *to = from;
@@ -627,7 +627,11 @@ fn pair(addresses: impl Iterator<Item = u64>) -> [u64; 2] {
 }
 
 /// Which input each unit of the directions below is, padded to whole groups.
-fn padded_columns(directions: usize, hidden: usize, groups: usize) -> Vec<Option<usize>> {
+pub(super) fn padded_columns(
+    directions: usize,
+    hidden: usize,
+    groups: usize,
+) -> Vec<Option<usize>> {
     let side = |d: usize| (0..groups * GROUP).map(move |u| (u < hidden).then_some(d * hidden + u));
     (0..directions).flat_map(side).collect()
 }
@@ -641,10 +645,11 @@ impl Packed {
         instance: &Instance,
         packer: &mut Packer<'_>,
     ) -> Result<Self, DeviceError> {
-        let recurrent = padded_columns(1, op.hidden, op.hidden.div_ceil(GROUP));
+        let groups = op.hidden.div_ceil(GROUP);
+        let recurrent = padded_columns(1, op.hidden, groups);
         let k_steps = number.k_steps(columns.len());
         let all = instance.k_steps + instance.extra;
-        let tiles = Tiles { cell: op.cell, hidden: op.hidden, number };
+        let tiles = Tiles { cell: op.cell, hidden: op.hidden, groups, number };
         Ok(Packed {
             w_ih: tiles.pack(packer, weights.w_ih, columns, k_steps)?,
             affine_ih: tiles.affine(packer, weights.w_ih, weights.b_ih)?,
@@ -657,16 +662,18 @@ impl Packed {
 
 /// How gate rows become tiles.
 #[derive(Clone, Copy, Debug)]
-struct Tiles {
-    cell: Cell,
-    hidden: usize,
-    number: Number,
+pub(super) struct Tiles {
+    pub(super) cell: Cell,
+    pub(super) hidden: usize,
+    /// Groups of units, at least as many as there are: the others are zeros.
+    pub(super) groups: usize,
+    pub(super) number: Number,
 }
 
 impl Tiles {
     /// Weights `[gates · D, K]` in the order of the registers of `mma`: `[groups, k-steps, 2, 32]`
     /// of 16 bytes. The rows of tile `i` are gates `2 i` and `2 i + 1` of the eight units.
-    fn pack(
+    pub(super) fn pack(
         &self,
         packer: &mut Packer<'_>,
         id: WeightId,
@@ -675,13 +682,13 @@ impl Tiles {
     ) -> Result<u64, DeviceError> {
         let precision = packer.precision();
         let gates = self.cell.gates();
-        packer.packed("tiles of units for one launch", &[Some(id)], |packer| {
+        let layout = format!("tiles of {} groups of units, {k_steps} k-steps", self.groups);
+        packer.packed(layout, &[Some(id)], |packer| {
             let width = packer.shape(id).last().copied().unwrap_or(1).max(1);
             let rows = packer.read(id)?;
             let rows: Vec<Vec<f32>> =
                 rows.chunks_exact(width).map(|row| levels(row, precision).0).collect();
-            let groups = self.hidden.div_ceil(GROUP);
-            let mut to = vec![0; groups * k_steps * TILES_BYTES];
+            let mut to = vec![0; self.groups * k_steps * TILES_BYTES];
             for (i, word) in to.chunks_exact_mut(4).enumerate() {
                 let (register, lane, tile) = (i % 4, i / 4 % 32, i / 128 % 2);
                 let (k_step, group) = (i / 256 % k_steps, i / 256 / k_steps);
@@ -713,7 +720,7 @@ impl Tiles {
     }
 
     /// `[groups · 8]` of the scales and the biases of four gates.
-    fn affine(
+    pub(super) fn affine(
         &self,
         packer: &mut Packer<'_>,
         id: WeightId,
@@ -721,7 +728,8 @@ impl Tiles {
     ) -> Result<u64, DeviceError> {
         let precision = packer.precision();
         let gates = self.cell.gates();
-        packer.packed("scales and biases of units", &[Some(id), bias], |packer| {
+        let layout = format!("scales and biases of {} groups of units", self.groups);
+        packer.packed(layout, &[Some(id), bias], |packer| {
             let bias = bias.map(|bias| packer.read(bias)).transpose()?;
             let scales: Vec<f32> = match precision {
                 Precision::Int8 | Precision::Fp8 => {
@@ -731,7 +739,7 @@ impl Tiles {
                 }
                 _ => vec![1.0; gates * self.hidden],
             };
-            let units = self.hidden.div_ceil(GROUP) * GROUP;
+            let units = self.groups * GROUP;
             let mut all = Vec::with_capacity(units * 32);
             for unit in 0..units {
                 let row = |gate: usize| {

@@ -2,8 +2,8 @@
 //!
 //! The input products of all steps are one matrix product a layer and direction; what recurs is
 //! left to `ptx/rnn_stack.cu`: a kernel that walks all steps, or, for wide layers, a product and an
-//! elementwise kernel a step. An LSTM has faster ways that are tried first: [`super::rnn_latency`]
-//! and [`super::rnn_batch`].
+//! elementwise kernel a step. Most cells have faster ways that are tried first: [`super::rnn_latency`],
+//! [`super::rnn_wide`] and [`super::rnn_batch`].
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::{KernelClass, Precision};
@@ -13,6 +13,7 @@ use neural_forecast_runtime::plan::{ValueId, WeightId};
 use super::gemm::{Element, Gemm, Matrix, Product, Weights, pack_weights};
 use super::rnn_batch::RnnBatch;
 use super::rnn_latency::RnnLatency;
+use super::rnn_wide::RnnWide;
 use super::{Build, Loaded, Packer};
 use crate::launch::{Arguments, Launch};
 
@@ -46,6 +47,7 @@ pub(crate) struct LoadedRnn {
     layers: Vec<Vec<Packed>>,
     batch: Option<RnnBatch>,
     latency: Option<RnnLatency>,
+    wide: Option<RnnWide>,
 }
 
 /// Weights of one direction of a layer.
@@ -84,13 +86,19 @@ impl LoadedRnn {
             (Cell::Slstm { .. }, _) | (_, None) => op.hidden,
             (_, Some(first)) => packer.shape(first.w_ih).last().copied().unwrap_or(0),
         };
+        let latency = RnnLatency::load(op, outputs, packer)?;
+        let wide = match latency {
+            Some(_) => None,
+            None => RnnWide::load(op, outputs, packer)?,
+        };
         Ok(LoadedRnn {
             op: op.clone(),
             outputs: outputs.to_vec(),
             inputs,
             layers,
             batch: RnnBatch::load(op, outputs, packer)?,
-            latency: RnnLatency::load(op, outputs, packer)?,
+            latency,
+            wide,
         })
     }
 }
@@ -312,14 +320,19 @@ struct Room {
 impl Loaded for LoadedRnn {
     fn build(&self, build: &mut Build<'_>) -> Result<(), DeviceError> {
         // Wide layers that no latency kernel takes: a launch for all steps rather than two a step.
-        let wide = self.latency.is_none() && !self.walks(build);
+        let unserved = self.latency.is_none() && self.wide.is_none() && !self.walks(build);
         if let Some(batch) = &self.batch
-            && (build.class() == KernelClass::Throughput || wide)
+            && (build.class() == KernelClass::Throughput || unserved)
         {
             return batch.build(build);
         }
         if let Some(latency) = &self.latency
             && latency.build(build)?
+        {
+            return Ok(());
+        }
+        if let Some(wide) = &self.wide
+            && wide.build(build)?
         {
             return Ok(());
         }

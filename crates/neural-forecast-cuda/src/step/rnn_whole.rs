@@ -1,7 +1,8 @@
 //! A recurrent forecaster as one kernel: input from host memory, stack, head, output and flag.
 //!
 //! Recognises an [`RnnStack`] whose last position goes through one plain [`Linear`], with nothing
-//! but reshapes between and after. The kernel is [`super::rnn_latency`]'s.
+//! but reshapes between and after. The kernels are
+//! [`super::rnn_latency`]'s and [`super::rnn_wide`]'s.
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::KernelClass;
@@ -9,17 +10,38 @@ use neural_forecast_runtime::ops::{Initial, Keep, Linear, Op, RnnStack};
 use neural_forecast_runtime::plan::{Dim, Entry, ValueId};
 
 use super::rnn_latency::{Ends, Head, RnnLatency};
+use super::rnn_wide::RnnWide;
 use super::whole::{self, HostPages, Whole};
 use super::{Build, Packer};
 
 /// A stack and its head with their weights on the device.
 #[derive(Debug)]
 pub(crate) struct WholeRnn {
-    stack: RnnLatency,
+    stack: Stack,
     /// `[outputs, width]` and `[outputs]` or 0, f32.
     weights: u64,
     bias: u64,
     outputs: usize,
+}
+
+/// The kernels that serve the stack.
+#[derive(Debug)]
+enum Stack {
+    Latency(RnnLatency),
+    Wide(RnnWide),
+}
+
+impl Stack {
+    fn load(
+        op: &RnnStack,
+        values: &[ValueId],
+        packer: &mut Packer<'_>,
+    ) -> Result<Option<Stack>, DeviceError> {
+        if let Some(latency) = RnnLatency::load(op, values, packer)? {
+            return Ok(Some(Stack::Latency(latency)));
+        }
+        Ok(RnnWide::load(op, values, packer)?.map(Stack::Wide))
+    }
 }
 
 impl WholeRnn {
@@ -31,7 +53,7 @@ impl WholeRnn {
         let Some((stack, values, head)) = recognised(entry) else {
             return Ok(None);
         };
-        let Some(stack) = RnnLatency::load(stack, values, packer)? else {
+        let Some(stack) = Stack::load(stack, values, packer)? else {
             return Ok(None);
         };
         let outputs = packer.shape(head.weight).first().copied().unwrap_or(0);
@@ -71,7 +93,10 @@ impl Whole for WholeRnn {
             flag: pages.flag,
         };
         let ends = Ends { header: pages.header, x: pages.inputs[0], y: 0, head: Some(head) };
-        self.stack.launch(build, &ends, "rnn_whole");
+        match &self.stack {
+            Stack::Latency(stack) => stack.launch(build, &ends, "rnn_whole"),
+            Stack::Wide(stack) => stack.launch(build, &ends, "rnn_whole"),
+        }
         Ok(true)
     }
 }
