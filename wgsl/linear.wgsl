@@ -94,13 +94,13 @@ fn main(
             let to = (i % SLICE) * columns + i / SLICE;
             var w = 0.0;
             if inside {
-                w = weights[w_base + element];
+                w = weight_at(w_base + element);
             }
             w_tile[to] = w;
             if GATE == 1u {
                 var v = 0.0;
                 if inside {
-                    v = weights[v_base + element];
+                    v = weight_at(v_base + element);
                 }
                 v_tile[to] = v;
             }

@@ -95,13 +95,13 @@ fn end_carried(first: u32, unit: u32, carried: Carried) {
 
 // Adds the products of one recurrent input to the sums of a unit's gates.
 fn add_input(gates: ptr<function, Gates>, at: u32, x: vec4<f32>) {
-    (*gates).second[0] += weights[at] * x;
+    (*gates).second[0] += weight_at(at) * x;
     if GATES > 1u {
-        (*gates).second[1] += weights[at + params.hidden] * x;
-        (*gates).second[2] += weights[at + 2u * params.hidden] * x;
+        (*gates).second[1] += weight_at(at + params.hidden) * x;
+        (*gates).second[2] += weight_at(at + 2u * params.hidden) * x;
     }
     if GATES > 3u {
-        (*gates).second[3] += weights[at + 3u * params.hidden] * x;
+        (*gates).second[3] += weight_at(at + 3u * params.hidden) * x;
     }
 }
 

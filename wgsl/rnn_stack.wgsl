@@ -67,7 +67,7 @@ fn main(
             if PROJECTED == 1u {
                 value = vec4(0.0);
                 for (var k = 0u; k < params.hidden; k++) {
-                    value += weights[params.projection + k * WIDTH + unit] * wide[k];
+                    value += weight_at(params.projection + k * WIDTH + unit) * wide[k];
                 }
             }
             h[unit] = value;

@@ -24,8 +24,11 @@ pub struct WgpuOptions {
     pub backend: Option<String>,
     /// Most bytes that the weights, states and programs of one plan may take.
     pub memory_bytes_max: Option<u64>,
-    /// Ask for no more than WebGPU guarantees everywhere, whatever the adapter has.
+    /// Ask for no more than WebGPU guarantees everywhere, whatever the adapter has: neither limits
+    /// nor half precision nor matrices of subgroups.
     pub minimum_limits: bool,
+    /// Do without matrices that subgroups multiply together, whatever the adapter has.
+    pub without_cooperative: bool,
 }
 
 /// An opened adapter. Residents and programs keep it open.
@@ -45,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) health: Arc<Health>,
     pub(crate) capabilities: Capabilities,
     pub(crate) memory_bytes_max: Option<u64>,
+    /// Lanes of the subgroups that multiply matrices of 16 by 16 halves together, where they can.
+    pub(crate) cooperative: Option<u32>,
     report: AdapterReport,
 }
 
@@ -122,7 +127,7 @@ impl WgpuDevice {
 
     /// Every shader variant made so far.
     #[cfg(test)]
-    pub(crate) fn variants(&self) -> Vec<(&'static str, crate::kernel::Constants)> {
+    pub(crate) fn variants(&self) -> Vec<(crate::kernel::Key, crate::kernel::Constants)> {
         self.shared.pipelines.variants()
     }
 
@@ -136,11 +141,22 @@ impl WgpuDevice {
             true => wgpu::Limits::defaults(),
             false => adapter.limits(),
         };
+        let cooperative = cooperative(adapter, &limits, options);
+        let mut features = wgpu::Features::empty();
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if !options.minimum_limits {
+            features |=
+                adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY);
+        }
+        if cooperative.is_some() {
+            features |= COOPERATIVE;
+            experimental_features = experiments();
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("neural-forecast"),
-            required_features: wgpu::Features::empty(),
+            required_features: features,
             required_limits: limits,
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         };
@@ -160,7 +176,7 @@ impl WgpuDevice {
         let limits = device.limits();
         let place = (DeviceErrorKind::Compile, "binding layouts");
         let pipelines = checked(&device, &health, place, || Pipelines::new(&device))?;
-        let capabilities = capabilities(&report, adapter, &limits, options);
+        let capabilities = capabilities(&report, adapter, (&limits, features), options);
         let shared = Shared {
             device,
             queue,
@@ -170,6 +186,7 @@ impl WgpuDevice {
             health,
             capabilities,
             memory_bytes_max: options.memory_bytes_max,
+            cooperative,
             report,
         };
         Ok(WgpuDevice { shared: Arc::new(shared) })
@@ -189,10 +206,64 @@ impl WgpuDevice {
     }
 }
 
+/// Features that matrices of subgroups need.
+const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::SHADER_F16);
+
+/// wgpu's consent form for features that are not specified yet.
+#[allow(unsafe_code)]
+fn experiments() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the contract is to accept that wgpu's experimental code may have faults that lead to
+    // undefined behaviour, and to report those found. What is used of it is kept small: matrices of
+    // subgroups alone, in one kernel, in the one configuration that the adapter lists, with loads
+    // and stores that stay within workgroup memory that the tile is made for (`Tile`).
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
+/// Most bytes of workgroup memory that the smallest tile of `linear_cooperative` takes.
+const COOPERATIVE_BYTES: u32 = 20 << 10;
+
+/// Lanes of the subgroups that multiply matrices of 16 by 16 halves together and add them up in
+/// single precision, where the adapter lists that and all its subgroups have one size.
+fn cooperative(
+    adapter: &wgpu::Adapter,
+    limits: &wgpu::Limits,
+    options: &WgpuOptions,
+) -> Option<u32> {
+    let listed = adapter.cooperative_matrix_properties().iter().any(|known| {
+        (known.m_size, known.n_size, known.k_size) == (16, 16, 16)
+            && known.ab_type == wgpu::CooperativeScalarType::F16
+            && known.cr_type == wgpu::CooperativeScalarType::F32
+    });
+    let info = adapter.get_info();
+    let lanes = info.subgroup_min_size;
+    let usable = !options.minimum_limits
+        && !options.without_cooperative
+        && listed
+        && adapter.features().contains(COOPERATIVE)
+        && info.subgroup_max_size == lanes
+        && (lanes == 32 || lanes == 64)
+        && limits.max_compute_workgroup_storage_size >= COOPERATIVE_BYTES
+        && limits.max_compute_invocations_per_workgroup >= 8 * lanes;
+    usable.then_some(lanes)
+}
+
+/// What the adapter lists: rows, columns and depth, format of operands and of sums.
+fn configurations(adapter: &wgpu::Adapter) -> String {
+    let name = |known: &wgpu::CooperativeMatrixProperties| {
+        let (m, n, k) = (known.m_size, known.n_size, known.k_size);
+        format!("{m}x{n}x{k} {:?} {:?}", known.ab_type, known.cr_type).to_lowercase()
+    };
+    let mut all: Vec<String> = adapter.cooperative_matrix_properties().iter().map(name).collect();
+    all.dedup();
+    if all.is_empty() { "no".to_owned() } else { all.join(", ") }
+}
+
 fn capabilities(
     report: &AdapterReport,
     adapter: &wgpu::Adapter,
-    limits: &wgpu::Limits,
+    (limits, enabled): (&wgpu::Limits, wgpu::Features),
     options: &WgpuOptions,
 ) -> Capabilities {
     let info = adapter.get_info();
@@ -201,18 +272,23 @@ fn capabilities(
         true => "yes".to_owned(),
         false => "no".to_owned(),
     };
+    let mut precisions = vec![Precision::F32];
+    if enabled.contains(wgpu::Features::SHADER_F16) {
+        precisions.push(Precision::F16);
+    }
     let unified =
         matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu);
     Capabilities {
         kind: DeviceKind::Gpu,
         id: format!("gpu:{}", report.ordinal),
         name: report.name.clone(),
-        precisions: vec![Precision::F32],
+        precisions,
         // WebGPU tells no more of a device's memory than its largest buffer.
         memory_bytes: options.memory_bytes_max.unwrap_or(u64::MAX).min(limits.max_buffer_size),
         bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
         binding_bytes_max: limits.max_storage_buffer_binding_size,
         unified_memory: unified,
+        // A grid cannot wait for itself in WebGPU.
         cooperative: false,
         peak_flops: Vec::new(),
         features: vec![
@@ -229,6 +305,11 @@ fn capabilities(
             feature("subgroups", format!("{}..{}", info.subgroup_min_size, info.subgroup_max_size)),
             feature("subgroup_operations", has(wgpu::Features::SUBGROUP)),
             feature("shader_f16", has(wgpu::Features::SHADER_F16)),
+            feature("cooperative_matrix", configurations(adapter)),
+            feature(
+                "cooperative_matrix_used",
+                if enabled.contains(COOPERATIVE) { "16x16x16 f16 f32" } else { "no" }.to_owned(),
+            ),
             feature("mappable_storage", has(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)),
             feature("timestamps", has(wgpu::Features::TIMESTAMP_QUERY)),
         ],
@@ -241,7 +322,7 @@ impl Device for WgpuDevice {
     }
 
     fn support(&self, op: &Op, precision: Precision) -> Support {
-        if precision != Precision::F32 {
+        if !self.shared.capabilities.precisions.contains(&precision) {
             return Support::Unsupported(no_precision(&self.shared, precision));
         }
         match op {
@@ -257,7 +338,7 @@ impl Device for WgpuDevice {
         weights: &dyn WeightSource,
         options: &LoadOptions,
     ) -> Result<Box<dyn Resident>, DeviceError> {
-        if options.precision != Precision::F32 {
+        if !self.shared.capabilities.precisions.contains(&options.precision) {
             let message = no_precision(&self.shared, options.precision);
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
         }
@@ -271,6 +352,7 @@ impl Device for WgpuDevice {
 }
 
 fn no_precision(shared: &Shared, precision: Precision) -> String {
-    let Capabilities { id, name, .. } = &shared.capabilities;
-    format!("precision `{}` on {id} ({name}), which has f32", precision.name())
+    let Capabilities { id, name, precisions, .. } = &shared.capabilities;
+    let known: Vec<&str> = precisions.iter().map(|known| known.name()).collect();
+    format!("precision `{}` on {id} ({name}), which has {}", precision.name(), known.join(", "))
 }

@@ -3,9 +3,11 @@
 //! A [`WgpuDevice`] is opened by number or by what [`adapters`] lists. A plan is made resident in
 //! read-only buffers; an entry compiled for a bucket is one arena, pipelines and bind groups made
 //! beforehand, and a list of dispatches that a run records into a single compute pass. Only
-//! WebGPU's own features are needed. Does not know models or series, and has no unsafe code.
+//! WebGPU's own features are needed; half precision and matrices of subgroups are used where an
+//! adapter has them. Does not know models or series. Its only unsafe code says that an experimental
+//! feature is wanted.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod adapter;
 mod device;
@@ -14,6 +16,7 @@ mod kernel;
 mod program;
 mod resident;
 mod step;
+mod text;
 #[cfg(test)]
 mod variants;
 #[cfg(test)]

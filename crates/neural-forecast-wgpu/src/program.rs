@@ -8,20 +8,82 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
 use neural_forecast_runtime::counters::Runs;
-use neural_forecast_runtime::device::{Cancel, Data, Program, ProgramInfo, Request, Run};
+use neural_forecast_runtime::device::{
+    Cancel, Data, Precision, Program, ProgramInfo, Request, Run,
+};
 use neural_forecast_runtime::plan::{DType, Dim, Entry, elements, sizes};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use crate::device::Shared as Gpu;
 use crate::kernel::{PARAMETER_BYTES, PARAMETER_SIZE};
 use crate::resident::Shared;
-use crate::step::{Build, Dispatch, Grid, Loaded, Places};
+use crate::step::{Build, Dispatch, Grid, Loaded, Means, Places};
 
 /// Words of the run header before the slots; mirrors `RUN_SLOTS` of `wgsl/prelude.wgsl`.
 const HEADER_WORDS: usize = 4;
+
+/// How long a wait asks again and again before it blocks: a driver takes tens of microseconds to
+/// wake a thread, which is much of a short forecast. A browser cannot wait; it polls.
+const SPIN: Duration = Duration::from_millis(1);
+
+/// Bytes of two times by the device's clock.
+const TIMES_BYTES: u64 = 16;
+
+/// The device's clock before and after the pass of a run, where it has one.
+#[derive(Debug)]
+struct Clock {
+    times: wgpu::QuerySet,
+    /// Where the times are written to before the host gets them with the outputs.
+    resolved: wgpu::Buffer,
+    /// Bytes of the result where they are.
+    at: u64,
+    /// Nanoseconds of a tick.
+    period: f64,
+}
+
+impl Clock {
+    fn new(gpu: &Gpu, at: u64) -> Result<Option<Clock>, DeviceError> {
+        if !gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Ok(None);
+        }
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let resolved = gpu.buffer("times of a run", TIMES_BYTES, usage)?;
+        let descriptor = wgpu::QuerySetDescriptor {
+            label: Some("times of a run"),
+            ty: wgpu::QueryType::Timestamp,
+            count: 2,
+        };
+        let create = || gpu.device.create_query_set(&descriptor);
+        let times = gpu.checked(DeviceErrorKind::OutOfMemory, "times of a run", create)?;
+        let period = f64::from(gpu.queue.get_timestamp_period());
+        Ok(Some(Clock { times, resolved, at, period }))
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.times,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    fn copy(&self, encoder: &mut wgpu::CommandEncoder, result: &wgpu::Buffer) {
+        encoder.resolve_query_set(&self.times, 0..2, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, result, self.at, Some(TIMES_BYTES));
+    }
+
+    /// Between two ticks as the result has them, in microseconds.
+    fn between(&self, times: &[u8]) -> Option<f64> {
+        let (ticks, _) = times.as_chunks::<8>();
+        let [begin, end] = *ticks else { return None };
+        let ticks = u64::from_le_bytes(end).checked_sub(u64::from_le_bytes(begin))?;
+        Some(ticks as f64 * self.period / 1e3)
+    }
+}
 
 /// Bytes taken of a resident's budget until dropped.
 #[derive(Debug)]
@@ -87,6 +149,7 @@ pub(crate) struct WgpuProgram {
     /// Where the host reads outputs, and where in it each begins.
     result: wgpu::Buffer,
     results: Vec<u64>,
+    clock: Option<Clock>,
     /// Whether `result` is mapped, so that the next run must unmap it first.
     is_mapped: bool,
     flight: Flight,
@@ -172,7 +235,12 @@ fn plan_dispatches(
             return Err(too_large(bytes));
         }
         let places = places(shared, entry, request, layout);
-        let mut build = Build::new(&shared.gpu.limits, request, &places);
+        let means = Means {
+            limits: &shared.gpu.limits,
+            half: shared.options.precision == Precision::F16,
+            cooperative: shared.gpu.cooperative,
+        };
+        let mut build = Build::new(means, request, &places);
         for step in steps {
             step.build(&mut build)?;
             build.end_step();
@@ -220,7 +288,9 @@ impl WgpuProgram {
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let parameters = gpu.buffer("parameters", parameter_bytes as u64, uniform)?;
         let mappable = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-        let result = gpu.buffer("outputs for the host", result_bytes as u64, mappable)?;
+        let clock = Clock::new(&gpu, (result_bytes as u64).next_multiple_of(8))?;
+        let times = clock.as_ref().map_or(0, |_| TIMES_BYTES + 8);
+        let result = gpu.buffer("outputs for the host", result_bytes as u64 + times, mappable)?;
 
         let mut words = vec![0_u32; dispatches.len() * PARAMETER_BYTES / 4];
         for (place, dispatch) in words.chunks_exact_mut(PARAMETER_BYTES / 4).zip(&dispatches) {
@@ -257,6 +327,7 @@ impl WgpuProgram {
             dispatches: ready,
             result,
             results,
+            clock,
             is_mapped: false,
             flight: Flight::Idle,
             rows: 0,
@@ -288,7 +359,10 @@ impl WgpuProgram {
         gpu.queue.write_buffer(&self.header, 0, bytemuck::cast_slice(&header));
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: self.clock.as_ref().map(Clock::writes),
+            });
             for ready in &self.dispatches {
                 let (x, y) = ready.grid.workgroups(run.rows);
                 pass.set_pipeline(&ready.pipeline);
@@ -302,6 +376,9 @@ impl WgpuProgram {
             if bytes > 0 {
                 encoder.copy_buffer_to_buffer(&self.arena, from, &self.result, to, Some(bytes));
             }
+        }
+        if let Some(clock) = &self.clock {
+            clock.copy(&mut encoder, &self.result);
         }
         gpu.queue.submit([encoder.finish()])
     }
@@ -341,12 +418,13 @@ fn prepare_dispatches(
 ) -> Result<(Vec<wgpu::BindGroup>, Vec<Ready>), DeviceError> {
     let gpu = &shared.gpu;
     let mut groups = Vec::new();
-    let mut known: Vec<(usize, bool)> = Vec::new();
+    let mut known: Vec<(usize, bool, bool)> = Vec::new();
     let mut ready = Vec::new();
     for (i, dispatch) in dispatches.iter().enumerate() {
         let pipeline =
             gpu.pipelines.get(&gpu.device, &gpu.health, (dispatch.kernel, &dispatch.constants))?;
-        let key = (dispatch.weights, dispatch.kernel.stateful);
+        let (stateful, half) = (dispatch.kernel.stateful, dispatch.kernel.tier.is_half());
+        let key = (dispatch.weights, stateful, half);
         let group = match known.iter().position(|other| *other == key) {
             Some(group) => group,
             None => {
@@ -362,12 +440,15 @@ fn prepare_dispatches(
                     whole(2, &shared.weights[dispatch.weights]),
                     whole(3, header),
                 ];
-                if dispatch.kernel.stateful {
+                if stateful {
                     entries.push(whole(4, &shared.store));
+                }
+                if half {
+                    entries.push(whole(5, &shared.weights[dispatch.weights]));
                 }
                 let descriptor = wgpu::BindGroupDescriptor {
                     label: None,
-                    layout: gpu.pipelines.bindings(dispatch.kernel.stateful),
+                    layout: gpu.pipelines.bindings(stateful, half),
                     entries: &entries,
                 };
                 let create = || gpu.device.create_bind_group(&descriptor);
@@ -505,6 +586,10 @@ impl Program for WgpuProgram {
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
+        let begun = Instant::now();
+        while !self.poll() && begun.elapsed() < SPIN {
+            std::hint::spin_loop();
+        }
         if let Flight::Flying { index, .. } = &self.flight {
             let waited = wait_for(self.gpu(), index.clone());
             let result = waited.and_then(|()| {
@@ -520,6 +605,13 @@ impl Program for WgpuProgram {
             Flight::Landed(result) => result,
             _ => Ok(()),
         }
+    }
+
+    fn device_us(&self) -> Option<f64> {
+        let clock = self.clock.as_ref().filter(|_| self.is_mapped && self.ran > 0)?;
+        let view = view(&self.result).ok()?;
+        let at = clock.at as usize;
+        clock.between(view.get(at..at + TIMES_BYTES as usize)?)
     }
 
     fn read(&mut self, output: usize, into: &mut [f32]) -> Result<(), DeviceError> {

@@ -66,7 +66,7 @@ impl WgpuResident {
         let mut memory = Vec::new();
         let (store, states) = make_store(&gpu, &plan, options, &budget, &mut memory)?;
 
-        let mut packer = Packer::new(&gpu.limits, &plan, weights);
+        let mut packer = Packer::new(&gpu.limits, &plan, weights, options.precision);
         let mut entries = Vec::new();
         for entry in &plan.entries {
             let steps = entry.steps.iter().map(|step| step::load(step, &mut packer));

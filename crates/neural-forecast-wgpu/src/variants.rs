@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Request};
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request};
 use neural_forecast_runtime::plan::Bucket;
 use neural_forecast_runtime::testing::cases;
 
 use crate::device::{WgpuDevice, WgpuOptions};
-use crate::kernel::{ALL, Constants, Kernel};
+use crate::kernel::{ALL, Constants, Kernel, LINEAR_COOPERATIVE, Tier};
+use crate::step::cooperative_variants;
 use crate::wide_cases::wide;
 
 fn minimum() -> WgpuDevice {
@@ -21,12 +22,13 @@ fn minimum() -> WgpuDevice {
 }
 
 /// Compiles every case on a device; messages of those that it refuses.
-fn compile_all(device: &WgpuDevice) -> Vec<String> {
+fn compile_all(device: &WgpuDevice, precision: Precision) -> Vec<String> {
     let mut failures = Vec::new();
     for case in cases().into_iter().chain(wide()) {
         for (fuse, lower) in [(true, false), (false, true)] {
             let state_slots = case.bucket.batch;
-            let options = LoadOptions { fuse, lower, state_slots, ..LoadOptions::default() };
+            let options =
+                LoadOptions { precision, fuse, lower, state_slots, ..LoadOptions::default() };
             let compile = || {
                 let mut resident = device.load(&case.plan, &case.weights, &options)?;
                 for class in [KernelClass::Latency, KernelClass::Throughput] {
@@ -46,11 +48,23 @@ fn compile_all(device: &WgpuDevice) -> Vec<String> {
     failures
 }
 
-/// A variant in SPIR-V, MSL and HLSL.
+/// What naga must be told that a device of this tier has.
+fn capabilities(tier: Tier) -> Capabilities {
+    match tier {
+        Tier::Single => Capabilities::empty(),
+        Tier::Half => Capabilities::SHADER_FLOAT16,
+        Tier::Cooperative => {
+            Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP
+        }
+    }
+}
+
+/// A variant in SPIR-V, MSL and HLSL; in SPIR-V alone where subgroups multiply matrices, which naga
+/// writes for Vulkan in the sizes that the kernel has.
 fn translate(kernel: &Kernel, constants: &Constants) -> Result<(), String> {
-    let text = kernel.text();
+    let text = kernel.text(constants);
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities(kernel.tier));
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
     check_parameters(kernel, &module)?;
     let values = constants.iter().map(|&(name, value)| (name.to_owned(), f64::from(value)));
@@ -64,11 +78,14 @@ fn translate(kernel: &Kernel, constants: &Constants) -> Result<(), String> {
     let pipeline = spv::PipelineOptions { shader_stage: stage, entry_point: "main".into() };
     spv::write_vec(&module, &info, &spv::Options::default(), Some(&pipeline))
         .map_err(|e| format!("SPIR-V: {e}"))?;
+    if kernel.tier == Tier::Cooperative {
+        return Ok(());
+    }
     let options = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
     msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .map_err(|e| format!("MSL: {e}"))?;
     let options =
-        hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..hlsl::Options::default() };
+        hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..hlsl::Options::default() };
     let pipeline = hlsl::PipelineOptions { entry_point: Some((stage, "main".into())) };
     let mut out = String::new();
     hlsl::Writer::new(&mut out, &options, &pipeline)
@@ -99,25 +116,49 @@ fn check_parameters(kernel: &Kernel, module: &naga::Module) -> Result<(), String
     }
 }
 
-#[test]
-fn every_case_compiles_within_the_least_limits_and_its_shaders_translate() {
-    let device = minimum();
-    let failures = compile_all(&device);
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-
-    let variants = device.variants();
+/// Variants with the kernels that they are of, each in all languages, and what kernels there are.
+fn translate_all(device: &WgpuDevice, seen: &mut BTreeMap<&'static str, usize>) {
     let mut failures = Vec::new();
-    let mut counts = BTreeMap::<&str, usize>::new();
-    for (name, constants) in &variants {
-        let kernel = ALL.iter().find(|kernel| kernel.name == *name).expect("it is one of all");
-        *counts.entry(*name).or_default() += 1;
+    for ((name, tier), constants) in &device.variants() {
+        let same = |kernel: &&&Kernel| (kernel.name, kernel.tier) == (*name, *tier);
+        let kernel = ALL.iter().find(same).expect("it is one of all");
+        *seen.entry(*name).or_default() += 1;
         if let Err(message) = translate(kernel, constants) {
-            failures.push(format!("{name} {constants:?}: {message}"));
+            failures.push(format!("{} {constants:?}: {message}", kernel.counter()));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    let missing: Vec<&str> =
-        ALL.iter().map(|kernel| kernel.name).filter(|name| !counts.contains_key(name)).collect();
+}
+
+#[test]
+fn every_case_compiles_within_the_least_limits_and_its_shaders_translate() {
+    let device = minimum();
+    let failures = compile_all(&device, Precision::F32);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let mut seen = BTreeMap::new();
+    translate_all(&device, &mut seen);
+    let missing: Vec<&str> = ALL
+        .iter()
+        .map(|kernel| kernel.name)
+        .filter(|name| !seen.contains_key(name) && *name != LINEAR_COOPERATIVE.name)
+        .collect();
     assert!(missing.is_empty(), "no case needs the kernels {missing:?}");
-    println!("{} variants of {} kernels", variants.len(), counts.len());
+    println!("{} variants of {} kernels", device.variants().len(), seen.len());
+}
+
+#[test]
+fn every_case_compiles_in_half_precision_and_its_shaders_translate() {
+    let device = WgpuDevice::open_noop(&WgpuOptions::default()).expect("it is always there");
+    assert!(device.capabilities().precisions.contains(&Precision::F16));
+    let failures = compile_all(&device, Precision::F16);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    translate_all(&device, &mut BTreeMap::new());
+}
+
+#[test]
+fn matrices_of_subgroups_translate_for_every_tile() {
+    for constants in cooperative_variants() {
+        let translated = translate(&LINEAR_COOPERATIVE, &constants);
+        assert_eq!(translated, Ok(()), "{constants:?}");
+    }
 }

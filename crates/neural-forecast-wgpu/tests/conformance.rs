@@ -2,9 +2,9 @@
 //!
 //! The cases are the runtime's, shared by all devices. Without an adapter nothing is tested, which
 //! is printed; `NF_REQUIRE=wgpu` makes that a failure. `NF_CASES=linear,norm` keeps the cases whose
-//! names begin so.
+//! names begin so, `NF_PRECISION=f16` tests one precision instead of all that the adapter has.
 
-use neural_forecast_runtime::device::{Device, LoadOptions};
+use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, cases, conform_all, device_or_skip};
 use neural_forecast_wgpu::{WgpuDevice, WgpuOptions};
 
@@ -23,29 +23,58 @@ fn wanted() -> Vec<Case> {
     cases().into_iter().filter(wanted).collect()
 }
 
-fn check(device: &WgpuDevice, fuse: bool, lower: bool) {
-    let cases = wanted();
-    let options = LoadOptions { fuse, lower, ..LoadOptions::default() };
-    let (ran, failures) = conform_all(device, &cases, &options);
-    println!(
-        "{}, fuse {fuse}: {ran} of {} ran, {} failed",
-        device.capabilities().name,
-        cases.len(),
-        failures.len()
-    );
-    assert!(failures.is_empty(), "fuse {fuse}:\n{}", failures.join("\n"));
-    assert_eq!(ran, cases.len(), "some cases were not supported");
+/// What half precision may add: weights are rounded to 11 bits, and operands too where subgroups
+/// multiply matrices.
+const HALF: f64 = 6e-3;
+
+fn check(device: &WgpuDevice, (fuse, lower): (bool, bool)) {
+    let only = std::env::var("NF_PRECISION").ok().filter(|name| !name.is_empty());
+    let only = only.map(|name| name.parse::<Precision>().expect("NF_PRECISION is a precision"));
+    let mut checked = 0;
+    for &precision in &device.capabilities().precisions {
+        if only.is_some_and(|only| only != precision) {
+            continue;
+        }
+        let more = if precision == Precision::F32 { 0.0 } else { HALF };
+        let cases: Vec<Case> = wanted().iter().map(|case| case.widened(more)).collect();
+        let options = LoadOptions { precision, fuse, lower, ..LoadOptions::default() };
+        let (ran, failures) = conform_all(device, &cases, &options);
+        let name = precision.name();
+        println!(
+            "{}, {name}, fuse {fuse}: {ran} of {} ran, {} failed",
+            device.capabilities().name,
+            cases.len(),
+            failures.len()
+        );
+        assert!(failures.is_empty(), "{name}, fuse {fuse}:\n{}", failures.join("\n"));
+        assert_eq!(ran, cases.len(), "some cases were not supported");
+        checked += 1;
+    }
+    assert!(checked > 0 || only.is_some(), "no precision was tested");
+    let counts = device.kernel_counts();
+    let cooperative = counts.iter().find(|count| count.kernel.starts_with("linear_cooperative"));
+    println!("products by matrices of subgroups: {}", cooperative.map_or(0, |c| c.launches));
 }
 
 #[test]
 fn every_op_fused() {
     let Some(device) = device(WgpuOptions::default()) else { return };
-    check(&device, true, false);
+    check(&device, (true, false));
 }
 
 #[test]
 fn every_op_on_its_own_with_the_least_that_webgpu_guarantees() {
     let options = WgpuOptions { minimum_limits: true, ..WgpuOptions::default() };
     let Some(device) = device(options) else { return };
-    check(&device, false, true);
+    check(&device, (false, true));
+}
+
+#[test]
+fn half_precision_is_refused_by_name_where_there_is_none() {
+    let options = WgpuOptions { minimum_limits: true, ..WgpuOptions::default() };
+    let Some(device) = device(options) else { return };
+    let case = wanted().into_iter().next().expect("there are cases");
+    let options = LoadOptions { precision: Precision::F16, ..LoadOptions::default() };
+    let error = device.load(&case.plan, &case.weights, &options).expect_err("it has f32 alone");
+    assert!(error.to_string().contains("`f16`"), "{error}");
 }

@@ -75,9 +75,19 @@ pub(crate) struct Dispatch {
     pub(crate) counter: String,
 }
 
+/// What kernels may rely on while a program is compiled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means<'a> {
+    pub(crate) limits: &'a wgpu::Limits,
+    /// Whether weights of products are in half precision.
+    pub(crate) half: bool,
+    /// Lanes of the subgroups that multiply matrices of 16 by 16 together, where they can.
+    pub(crate) cooperative: Option<u32>,
+}
+
 /// A program being compiled.
 pub(crate) struct Build<'a> {
-    limits: &'a wgpu::Limits,
+    means: Means<'a>,
     request: Request,
     places: &'a Places,
     dispatches: Vec<Dispatch>,
@@ -87,9 +97,9 @@ pub(crate) struct Build<'a> {
 }
 
 impl<'a> Build<'a> {
-    pub(crate) fn new(limits: &'a wgpu::Limits, request: Request, places: &'a Places) -> Self {
+    pub(crate) fn new(means: Means<'a>, request: Request, places: &'a Places) -> Self {
         Build {
-            limits,
+            means,
             request,
             places,
             dispatches: Vec::new(),
@@ -101,7 +111,23 @@ impl<'a> Build<'a> {
 
     /// What the device can bind and run.
     pub(crate) fn limits(&self) -> &'a wgpu::Limits {
-        self.limits
+        self.means.limits
+    }
+
+    /// Of two kernels of the same text the one for the format that weights of products have.
+    pub(crate) fn either(&self, single: &'static Kernel, half: &'static Kernel) -> &'static Kernel {
+        if self.means.half { half } else { single }
+    }
+
+    /// Whether weights of products are in half precision.
+    pub(crate) fn is_half(&self) -> bool {
+        self.means.half
+    }
+
+    /// Lanes of the subgroups that multiply matrices in half precision together, where weights are
+    /// that and subgroups can.
+    pub(crate) fn cooperative(&self) -> Option<u32> {
+        self.means.cooperative.filter(|_| self.means.half)
     }
 
     /// Which kernels. Bits may depend on this and never on the bucket's batch.
@@ -194,7 +220,7 @@ impl<'a> Build<'a> {
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
         }
         if count > 0 {
-            let counter = format!("{}-wgsl-f32", kernel.name);
+            let counter = kernel.counter();
             let constants = constants.to_vec();
             self.dispatches.push(Dispatch { kernel, constants, words, weights, grid, counter });
         }

@@ -8,7 +8,7 @@ use neural_forecast_runtime::plan::ValueId;
 use super::build::word;
 use super::norm::PackedNorm;
 use super::packer::Packed;
-use super::{Build, Loaded, Packer};
+use super::{Build, Loaded, Packer, Part};
 use crate::kernel;
 
 /// Invocations of a tile along the outputs, each with four of them.
@@ -61,6 +61,11 @@ impl Product {
         buffer: usize,
         value: ValueId,
     ) -> Result<(), DeviceError> {
+        if let Some(lanes) = b.cooperative()
+            && self.is_in_fours(walk)
+        {
+            return self.push_cooperative(b, walk, lanes, (buffer, value));
+        }
         let Walk { rows, inputs, outputs, inner, x, y, blocks } = *walk;
         let (gate, gate_bias, (gate_function, gate_slope)) = self.gate.unwrap_or_default();
         let sizes = [rows, outputs, inputs, inner, x[0], x[1], x[2], y[0], y[1], y[2]];
@@ -81,7 +86,105 @@ impl Product {
         ];
         let times = outputs.div_ceil(4 * COLUMNS) * blocks[0];
         let grid = b.grid(value, rows, 4 * tile, times);
-        b.dispatch(&kernel::LINEAR, &constants, words, (buffer, grid))
+        let kernel = b.either(&kernel::LINEAR, &kernel::LINEAR_HALF);
+        b.dispatch(kernel, &constants, words, (buffer, grid))
+    }
+
+    /// Whether rows and outputs lie side by side and at multiples of four, and nothing is gated.
+    fn is_in_fours(&self, walk: &Walk) -> bool {
+        let Walk { inputs, outputs, x, y, blocks, .. } = *walk;
+        let places = [self.x, self.y, self.weight, self.bias.unwrap_or(0)];
+        let strides = [inputs, outputs, x[0], x[1], y[0], y[1]];
+        self.gate.is_none()
+            && blocks[0] == 1
+            && (x[2], y[2]) == (1, 1)
+            && inputs > 0
+            && places.iter().all(|place| place % 4 == 0)
+            && self.residual.is_none_or(|place| place % 4 == 0)
+            && strides.iter().all(|stride| stride % 4 == 0)
+    }
+
+    fn push_cooperative(
+        &self,
+        b: &mut Build<'_>,
+        walk: &Walk,
+        lanes: u32,
+        (buffer, value): (usize, ValueId),
+    ) -> Result<(), DeviceError> {
+        let Walk { rows, inputs, outputs, inner, x, y, .. } = *walk;
+        let four = |n: usize| word(n / 4);
+        let mut words = vec![self.x / 4, self.y / 4, self.weight / 4, self.bias.unwrap_or(0) / 4];
+        words.extend([self.residual.unwrap_or(0) / 4, word(rows), four(outputs), four(inputs)]);
+        words.extend([word(inner), four(x[0]), four(x[1]), four(y[0]), four(y[1])]);
+        words.push(self.function.1.to_bits());
+        let each = rows.div_ceil(b.bucket().batch.max(1));
+        let most = b.limits().max_compute_workgroup_storage_size as usize;
+        let tile = Tile::of(b.class(), each, outputs, most);
+        let [m, n] = tile.sides();
+        let mut constants = tile.constants(lanes);
+        constants.extend([
+            ("BIAS", u32::from(self.bias.is_some())),
+            ("RESIDUAL", u32::from(self.residual.is_some())),
+            ("FUNCTION", self.function.0),
+        ]);
+        let grid = b.grid(value, rows, m, outputs.div_ceil(n));
+        b.dispatch(&kernel::LINEAR_COOPERATIVE, &constants, words, (buffer, grid))
+    }
+}
+
+/// How a workgroup of `linear_cooperative` shares its tile: along rows and outputs.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// Subgroups.
+    groups: [usize; 2],
+    /// Matrices of 16 by 16 of a subgroup.
+    matrices: [usize; 2],
+    /// Matrices of a slice along the inputs.
+    depth: usize,
+}
+
+impl Tile {
+    /// By the class, the rows of one row of the batch, the outputs and the bytes of workgroup
+    /// memory; never by the batch.
+    fn of(class: KernelClass, each: usize, outputs: usize, most: usize) -> Tile {
+        let columns = if outputs > 64 { 2 } else { 1 };
+        let large = Tile { groups: [2, 4], matrices: [4, columns], depth: 2 };
+        match class {
+            KernelClass::Throughput if large.bytes() <= most => large,
+            KernelClass::Throughput => Tile { groups: [2, 2], matrices: [2, columns], depth: 2 },
+            KernelClass::Latency if each >= 256 => {
+                Tile { groups: [2, 2], matrices: [2, 2], depth: 2 }
+            }
+            KernelClass::Latency => Tile { groups: [2, 2], matrices: [1, 1], depth: 4 },
+        }
+    }
+
+    /// Rows and outputs.
+    fn sides(self) -> [usize; 2] {
+        [0, 1].map(|i| 16 * self.groups[i] * self.matrices[i])
+    }
+
+    /// What the kernel must know of it, for subgroups of so many lanes.
+    fn constants(self, lanes: u32) -> Vec<(&'static str, u32)> {
+        let size = lanes as usize * self.groups[0] * self.groups[1];
+        let loads = self.sides().map(|side| side * 4 * self.depth / size);
+        vec![
+            ("GROUPS_M", word(self.groups[0])),
+            ("GROUPS_N", word(self.groups[1])),
+            ("M", word(self.matrices[0])),
+            ("N", word(self.matrices[1])),
+            ("DEPTH", word(self.depth)),
+            ("LANES", lanes),
+            ("X_LOADS", word(loads[0])),
+            ("W_LOADS", word(loads[1])),
+        ]
+    }
+
+    /// Workgroup memory: slices of both operands, and sums on their way.
+    fn bytes(self) -> usize {
+        let [m, n] = self.sides();
+        let slices = (m + n) * (4 * self.depth + 2) * 8;
+        slices + self.groups[0] * self.groups[1] * 16 * (4 * self.matrices[1] + 1) * 16
     }
 }
 
@@ -117,18 +220,21 @@ impl LoadedLinear {
         let norm = op.prologue.as_ref();
         let norm = norm.map(|norm| PackedNorm::load(norm, owner, packer)).transpose()?;
         let gate = op.gate.as_ref();
-        let parts = [
-            packer.read(op.weight)?,
-            packer.optional(op.bias)?,
-            packer.optional(gate.map(|gate| gate.weight))?,
-            packer.optional(gate.and_then(|gate| gate.bias))?,
-        ];
+        let (weight, bias) = (packer.read(op.weight)?, packer.optional(op.bias)?);
+        let gate_weight = packer.optional(gate.map(|gate| gate.weight))?;
+        let gate_bias = packer.optional(gate.and_then(|gate| gate.bias))?;
         let shape = packer.shape(op.weight);
         let outputs = match op.axis {
             LinearAxis::Heads(_) => shape[1],
             LinearAxis::Features | LinearAxis::Time => shape[0],
         };
-        let packed = packer.pack(owner, &parts.each_ref().map(Vec::as_slice))?;
+        let parts = [
+            Part::Product(&weight),
+            Part::Single(&bias),
+            Part::Product(&gate_weight),
+            Part::Single(&gate_bias),
+        ];
+        let packed = packer.pack_parts(owner, &parts)?;
         Ok(LoadedLinear { op: op.clone(), y, norm, packed, outputs })
     }
 
@@ -190,9 +296,49 @@ impl Loaded for LoadedLinear {
     }
 }
 
+/// Every tile that there can be, with the bytes and the lanes that it is for.
+#[cfg(test)]
+fn tiles() -> Vec<(usize, u32, Tile)> {
+    use KernelClass::{Latency, Throughput};
+    let mut tiles = Vec::new();
+    for (class, each, outputs) in
+        [(Throughput, 64, 384), (Throughput, 64, 64), (Latency, 512, 768), (Latency, 1, 128)]
+    {
+        for most in [20 << 10, 32 << 10, 48 << 10] {
+            let tile = Tile::of(class, each, outputs, most);
+            tiles.extend([(most, 32, tile), (most, 64, tile)]);
+        }
+    }
+    tiles
+}
+
+/// The constants of every variant of `linear_cooperative`.
+#[cfg(test)]
+pub(crate) fn cooperative_variants() -> Vec<crate::kernel::Constants> {
+    let ends = [[0, 0, 0], [1, 0, 2], [1, 1, 0]];
+    let variant = |(_, lanes, tile): (usize, u32, Tile), [bias, residual, function]: [u32; 3]| {
+        let mut constants = tile.constants(lanes);
+        constants.extend([("BIAS", bias), ("RESIDUAL", residual), ("FUNCTION", function)]);
+        constants
+    };
+    tiles().into_iter().flat_map(|tile| ends.map(|end| variant(tile, end))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_fit_and_are_shared_evenly() {
+        for (most, lanes, tile) in tiles() {
+            assert!(tile.bytes() <= most, "{tile:?} in {most}");
+            let size = lanes as usize * tile.groups[0] * tile.groups[1];
+            assert_eq!(size % (4 * tile.depth), 0, "{tile:?}");
+            for side in tile.sides() {
+                assert_eq!(side * 4 * tile.depth % size, 0, "{tile:?} of {lanes}");
+            }
+        }
+    }
 
     #[test]
     fn a_tile_does_not_depend_on_the_batch() {

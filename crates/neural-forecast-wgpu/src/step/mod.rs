@@ -14,8 +14,10 @@ mod packer;
 mod resample;
 mod rnn_stack;
 
-pub(crate) use build::{Build, Dispatch, Grid, Places};
-pub(crate) use packer::Packer;
+pub(crate) use build::{Build, Dispatch, Grid, Means, Places};
+#[cfg(test)]
+pub(crate) use linear::cooperative_variants;
+pub(crate) use packer::{Packer, Part};
 
 use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Step;

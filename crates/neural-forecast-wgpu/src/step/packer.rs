@@ -1,9 +1,11 @@
 //! Weights on their way to the device: read once, rearranged for a kernel, laid side by side.
 //!
 //! What one dispatch reads must be in one buffer, so a step packs all of it together. Buffers are
-//! filled one after the other, each at most as large as a binding may be.
+//! filled one after the other, each at most as large as a binding may be. Where a plan is loaded in
+//! half precision, weights of products are halves, two in a word; all others stay as they are.
 
-use neural_forecast_runtime::device::{WeightSource, weight_f32};
+use half::f16;
+use neural_forecast_runtime::device::{Precision, WeightSource, weight_f32};
 use neural_forecast_runtime::plan::{Plan, WeightId};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
@@ -19,7 +21,17 @@ const ALIGNED: usize = 4;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Packed {
     pub(crate) buffer: usize,
+    /// In elements of the part's format.
     pub(crate) places: Vec<u32>,
+}
+
+/// A part of a step's weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part<'a> {
+    /// Operands of products, which take the precision of the plan.
+    Product(&'a [f32]),
+    /// Everything else.
+    Single(&'a [f32]),
 }
 
 /// Packs the weights of a plan.
@@ -27,13 +39,21 @@ pub(crate) struct Packer<'a> {
     plan: &'a Plan,
     source: &'a dyn WeightSource,
     elements_max: usize,
+    half: bool,
     buffers: Vec<Vec<f32>>,
 }
 
 impl<'a> Packer<'a> {
-    pub(crate) fn new(limits: &wgpu::Limits, plan: &'a Plan, source: &'a dyn WeightSource) -> Self {
+    pub(crate) fn new(
+        limits: &wgpu::Limits,
+        plan: &'a Plan,
+        source: &'a dyn WeightSource,
+        precision: Precision,
+    ) -> Self {
         let bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        Packer { plan, source, elements_max: (bytes / 4) as usize, buffers: vec![Vec::new()] }
+        let half = precision == Precision::F16;
+        let buffers = vec![Vec::new()];
+        Packer { plan, source, elements_max: (bytes / 4) as usize, half, buffers }
     }
 
     /// A weight's shape.
@@ -56,8 +76,21 @@ impl<'a> Packer<'a> {
     /// # Errors
     /// `OutOfMemory` where they are more than a binding may have.
     pub(crate) fn pack(&mut self, owner: &str, parts: &[&[f32]]) -> Result<Packed, DeviceError> {
-        let aligned = |part: &&[f32]| part.len().next_multiple_of(ALIGNED);
-        let all: usize = parts.iter().map(aligned).sum();
+        let parts: Vec<Part<'_>> = parts.iter().copied().map(Part::Single).collect();
+        self.pack_parts(owner, &parts)
+    }
+
+    /// As [`Packer::pack`], with operands of products among them.
+    pub(crate) fn pack_parts(
+        &mut self,
+        owner: &str,
+        parts: &[Part<'_>],
+    ) -> Result<Packed, DeviceError> {
+        let words = |part: &Part<'_>| match part {
+            Part::Product(part) if self.half => part.len().div_ceil(2),
+            Part::Product(part) | Part::Single(part) => part.len(),
+        };
+        let all: usize = parts.iter().map(|part| words(part).next_multiple_of(ALIGNED)).sum();
         if all > self.elements_max {
             let (bytes, most) = (all * 4, self.elements_max * 4);
             let message = format!(
@@ -74,8 +107,16 @@ impl<'a> Packer<'a> {
         let into = &mut self.buffers[buffer];
         let mut places = Vec::new();
         for part in parts {
-            places.push(word(into.len()));
-            into.extend_from_slice(part);
+            match part {
+                Part::Product(part) if self.half => {
+                    places.push(word(into.len() * 2));
+                    into.extend(part.chunks(2).map(halves));
+                }
+                Part::Product(part) | Part::Single(part) => {
+                    places.push(word(into.len()));
+                    into.extend_from_slice(part);
+                }
+            }
             into.resize(into.len().next_multiple_of(ALIGNED), 0.0);
         }
         Ok(Packed { buffer, places })
@@ -87,11 +128,24 @@ impl<'a> Packer<'a> {
     }
 }
 
+/// One or two numbers in half precision as the bits of a word, the first in the lower half.
+fn halves(pair: &[f32]) -> f32 {
+    let bits = |x: &f32| u32::from(f16::from_f32(*x).to_bits());
+    let (low, high) = (pair.first().map_or(0, bits), pair.get(1).map_or(0, bits));
+    f32::from_bits(high << 16 | low)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use neural_forecast_runtime::MemoryWeights;
     use neural_forecast_runtime::plan::Context;
+
+    #[test]
+    fn pairs_are_words() {
+        assert_eq!(halves(&[1.0, -2.0]).to_bits(), 0xc000_3c00);
+        assert_eq!(halves(&[0.5]).to_bits(), 0x3800);
+    }
 
     #[test]
     fn what_no_binding_holds_is_refused_with_its_bytes() {
@@ -105,7 +159,7 @@ mod tests {
         let source = MemoryWeights::new();
         let limits =
             wgpu::Limits { max_storage_buffer_binding_size: 64, ..wgpu::Limits::defaults() };
-        let mut packer = Packer::new(&limits, &plan, &source);
+        let mut packer = Packer::new(&limits, &plan, &source, Precision::F32);
         let first = packer.pack("a", &[&[1.0; 9], &[2.0; 3]]).expect("it fits");
         assert_eq!((first.buffer, first.places), (0, vec![0, 12]));
         let second = packer.pack("b", &[&[1.0]]).expect("it fits into another");

@@ -1,8 +1,12 @@
 //! `rnn_stack`: for each layer and direction the sums over its inputs as a product, then the
 //! recurrence, some time at a time so that the sums do not take more memory than the values. The
 //! loop over time is inside a workgroup that can hold the recurrence, else each step is a dispatch.
+//! For one series as soon as possible, a workgroup has one row, and its invocations hold the
+//! recurrent weights in registers where those suffice (`rnn_row`); where no workgroup can hold the
+//! recurrence, many share a step of a row (`rnn_row_step`).
 
 use neural_forecast_runtime::DeviceError;
+use neural_forecast_runtime::device::KernelClass;
 use neural_forecast_runtime::ops::{Cell, Initial, Keep, RnnStack, RnnWeights};
 use neural_forecast_runtime::plan::{StateId, ValueId};
 
@@ -10,7 +14,7 @@ use super::build::word;
 use super::linear::{Product, Walk};
 use super::normalize::NewState;
 use super::packer::Packed;
-use super::{Build, Loaded, Packer};
+use super::{Build, Loaded, Packer, Part};
 use crate::kernel;
 
 /// Elements that the sums over the inputs of a piece of time take at most, unless one step of the
@@ -29,6 +33,21 @@ const UNITS_MAX: usize = 4;
 /// Most invocations of a workgroup that every device has.
 const SIZE_MAX: usize = 256;
 
+/// Where the parameters of a kernel have the place of the recurrent weights.
+const WEIGHT_WORD: usize = 10;
+
+/// Most registers of an invocation that hold recurrent weights.
+const KEPT_MAX: usize = 48;
+
+/// Hidden units from which many workgroups share a step of a row: below, one that reads all weights
+/// itself is as fast as a dispatch.
+const SHARED_FROM: usize = 384;
+
+/// Units of a workgroup of `rnn_row_step`, invocations of a unit, and the bytes of their sums.
+const STEP_UNITS: usize = 8;
+const STEP_SHARE: usize = 16;
+const STEP_BYTES: usize = (STEP_SHARE + 1) * 4 * STEP_UNITS * 4;
+
 /// Bytes that a unit's output takes in workgroup memory, for all rows.
 const UNIT_BYTES: usize = 4 * ROWS;
 
@@ -36,7 +55,8 @@ const UNIT_BYTES: usize = 4 * ROWS;
 #[derive(Debug)]
 struct Direction {
     /// Input weights and bias, recurrent weights `[inputs, gates · hidden]` and bias, projection
-    /// `[hidden, width]` and as it is stored, `[width, hidden]`.
+    /// `[hidden, width]` and as it is stored, `[width, hidden]`; recurrent weights as they are
+    /// stored where no workgroup holds the recurrence.
     packed: Packed,
     bias_ih: bool,
     bias_hh: bool,
@@ -69,15 +89,21 @@ impl LoadedRnn {
             let last = |id| packer.shape(id).last().copied().unwrap_or(0);
             let (inputs, recurrent) = (last(weights.w_ih), last(weights.w_hh));
             let projection = packer.optional(weights.w_hr)?;
+            let (w_ih, b_ih) = (packer.read(weights.w_ih)?, packer.optional(weights.b_ih)?);
+            let (w_hh, b_hh) = (packer.read(weights.w_hh)?, packer.optional(weights.b_hh)?);
+            let (turned, narrow) =
+                (transposed(&w_hh, recurrent), transposed(&projection, op.hidden));
+            let rows: &[f32] = if op.hidden >= SHARED_FROM { &w_hh } else { &[] };
             let parts = [
-                packer.read(weights.w_ih)?,
-                packer.optional(weights.b_ih)?,
-                transposed(&packer.read(weights.w_hh)?, recurrent),
-                packer.optional(weights.b_hh)?,
-                transposed(&projection, op.hidden),
-                projection,
+                Part::Product(&w_ih),
+                Part::Single(&b_ih),
+                Part::Product(&turned),
+                Part::Single(&b_hh),
+                Part::Product(&narrow),
+                Part::Product(&projection),
+                Part::Product(rows),
             ];
-            let packed = packer.pack(owner, &parts.each_ref().map(Vec::as_slice))?;
+            let packed = packer.pack_parts(owner, &parts)?;
             let (bias_ih, bias_hh) = (weights.b_ih.is_some(), weights.b_hh.is_some());
             Ok(Direction { packed, bias_ih, bias_hh, inputs, recurrent })
         };
@@ -104,6 +130,24 @@ impl LoadedRnn {
         let wide = if self.op.projection.is_some() { hidden } else { 1 };
         let most = b.limits().max_compute_workgroup_storage_size as usize;
         hidden <= SIZE_MAX * UNITS_MAX && (width + wide) * UNIT_BYTES <= most
+    }
+
+    /// How a workgroup holds the recurrence of one row in the registers of its invocations, where
+    /// it can: slices of the recurrent inputs of a unit, and fours of inputs of a slice.
+    fn in_registers(&self, b: &Build<'_>) -> Option<(usize, usize)> {
+        let (op, limits) = (&self.op, b.limits());
+        let most = limits.max_compute_invocations_per_workgroup as usize;
+        let most = most.min(limits.max_compute_workgroup_size_x as usize);
+        if op.projection.is_some() || matches!(op.cell, Cell::Slstm { .. }) || op.hidden == 0 {
+            return None;
+        }
+        let slices = (most / op.hidden).min(op.hidden.div_ceil(4)).min(16);
+        let fours = op.hidden.div_ceil(4).div_ceil(slices.max(1));
+        let slices = op.hidden.div_ceil(4).div_ceil(fours);
+        let kept = self.gates() * fours * if b.is_half() { 2 } else { 4 };
+        let bytes = (slices * fours + slices * op.hidden) * 16;
+        let fits = kept <= KEPT_MAX && bytes <= limits.max_compute_workgroup_storage_size as usize;
+        (slices > 0 && fits).then_some((slices, fours))
     }
 
     /// Where a state of one layer and direction begins.
@@ -311,6 +355,20 @@ impl Way<'_> {
         let gates = stack.gates() * op.hidden;
         let places = self.places(sums, range);
         let words = self.words(&places, (steps, steps * gates), &begins, &self.ends);
+        if b.class() == KernelClass::Latency
+            && let Some((slices, fours)) = stack.in_registers(b)
+        {
+            let mut constants = self.constants(begins[0].mode);
+            constants.extend([
+                ("SLICES", word(slices)),
+                ("FOURS", word(fours)),
+                ("HIDDEN", word(op.hidden)),
+                ("SIZE", word((slices * op.hidden).next_multiple_of(32))),
+            ]);
+            let grid = b.grid(stack.outputs[0], self.rows, 1, 1);
+            let kernel = b.either(&kernel::RNN_ROW, &kernel::RNN_ROW_HALF);
+            return b.dispatch(kernel, &constants, words, (self.direction.packed.buffer, grid));
+        }
         let size = stack.size();
         let projected = op.projection.is_some();
         let mut constants = self.constants(begins[0].mode);
@@ -322,7 +380,8 @@ impl Way<'_> {
             ("PROJECTED", u32::from(projected)),
         ]);
         let grid = b.grid(stack.outputs[0], self.rows, ROWS, 1);
-        b.dispatch(&kernel::RNN_STACK, &constants, words, (self.direction.packed.buffer, grid))
+        let kernel = b.either(&kernel::RNN_STACK, &kernel::RNN_STACK_HALF);
+        b.dispatch(kernel, &constants, words, (self.direction.packed.buffer, grid))
     }
 
     /// The same with a dispatch for each step, `before` of which are behind it: states go back and
@@ -355,11 +414,23 @@ impl Way<'_> {
             if let Some(wide) = between.wide {
                 written[0] = (wide, op.hidden);
             }
-            let words = self.words(&place, (1, steps * gates), &between.begins, &written);
-            let constants = self.constants(between.begins[0].mode);
-            let grid = b.grid(stack.outputs[0], self.rows, ROWS, op.hidden.div_ceil(UNITS));
-            let place = (self.direction.packed.buffer, grid);
-            b.dispatch(&kernel::RNN_STEP, &constants, words, place)?;
+            let mut words = self.words(&place, (1, steps * gates), &between.begins, &written);
+            let mut constants = self.constants(between.begins[0].mode);
+            let (kernel, grid) = match self.shared_fours(b) {
+                Some(fours) => {
+                    words[WEIGHT_WORD] = self.direction.packed.places[6];
+                    constants.extend([("UNITS", word(STEP_UNITS)), ("FOURS", word(fours))]);
+                    let blocks = op.hidden.div_ceil(STEP_UNITS);
+                    let kernel = b.either(&kernel::RNN_ROW_STEP, &kernel::RNN_ROW_STEP_HALF);
+                    (kernel, b.grid(stack.outputs[0], self.rows, 1, blocks))
+                }
+                None => {
+                    let blocks = op.hidden.div_ceil(UNITS);
+                    let kernel = b.either(&kernel::RNN_STEP, &kernel::RNN_STEP_HALF);
+                    (kernel, b.grid(stack.outputs[0], self.rows, ROWS, blocks))
+                }
+            };
+            b.dispatch(kernel, &constants, words, (self.direction.packed.buffer, grid))?;
             if let Some(wide) = between.wide {
                 self.project(b, wide, ends[0])?;
                 if kept {
@@ -370,6 +441,15 @@ impl Way<'_> {
             between.begins = begins.collect();
         }
         Ok(())
+    }
+
+    /// Recurrent inputs in fours where many workgroups share a step of a row: for one series as
+    /// soon as possible, where workgroup memory has room for them.
+    fn shared_fours(&self, b: &Build<'_>) -> Option<usize> {
+        let fours = self.direction.recurrent.div_ceil(4);
+        let most = b.limits().max_compute_workgroup_storage_size as usize;
+        let wide = self.stack.op.hidden >= SHARED_FROM && b.class() == KernelClass::Latency;
+        (wide && fours * 16 + STEP_BYTES <= most).then_some(fours)
     }
 
     /// Places between steps that are dispatches of their own.
@@ -410,7 +490,8 @@ impl Way<'_> {
         let sums = b.scratch(self.rows * each * gates);
         let pieces = self.time.div_ceil(each).max(1);
         // Without any step there is nothing to hold: the loop passes the initial state on.
-        let looped = self.time == 0 || self.stack.fits(b);
+        let shared = self.shared_fours(b).is_some();
+        let looped = self.time == 0 || (self.stack.fits(b) && !shared);
         let mut between = (!looped).then(|| self.between(b));
         let mut before = 0;
         for piece in 0..pieces {
