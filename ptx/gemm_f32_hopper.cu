@@ -4,14 +4,15 @@
 //
 // Ladder (H200, 2026-11-21; TFLOP/s at 8192 x 4096 x 4096, 65536 x 2304 x 768, 65536 x 768 x 3072
 // with residual; a third of the tensor cores' tf32 is 165; cuBLAS without tf32, the bare products,
-// same job: 51, 49, 49; errors 4e-7 to 9e-7 of 1, cuBLAS 1e-6 to 2e-6):
+// another job: 51, 49, 49; errors 4e-7 to 9e-7 of 1, cuBLAS 1e-6 to 2e-6):
 // 1. `gemm.cu`: 63 at the first.
 // 2. Wgmma, two warpgroups of 64 x 128, predicted 130 to 140: 144, 137, 138. Tiles of 64 x 64 for
 //    few rows: 512 rows take 26.7, 12.4, 26.9 and 38.6 us for (n, k) = (2304, 768), (768, 768),
 //    (3072, 768) and (768, 3072); cuBLAS 56, 24, 67, 66.
 // 3. Ships: 2, with X of the next stage split while one is multiplied in the tiles of 64 x 64
-//    (predicted 0.29 us a stage for 0.39, found 0.34): 26.7, 11.0, 26.9, 34.6. In those of two
-//    warpgroups the same took a tenth more: each holds a stage more, of four.
+//    (predicted 0.29 us a stage for 0.39, found 0.34): 29.2, 11.0, 30.1, 33.5 by these; tiles of
+//    two warpgroups 30.1 and 31.2 for the first and third in the same job. In theirs the same took
+//    a tenth more: each holds a stage more, of four.
 #include "gemm_hopper.cuh"
 
 using namespace products;
