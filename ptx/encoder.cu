@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "dependent.cuh"
+#include "overlap.cuh"
 
 enum NormKind : unsigned { NORM_NONE = 0, NORM_LAYER = 1, NORM_RMS = 2, NORM_BATCH = 3 };
 enum Element : unsigned { ELEMENT_F32 = 0, ELEMENT_F16 = 1, ELEMENT_BF16 = 2 };

@@ -22,6 +22,15 @@
 // 5. Ships: 4, and for few hundred rows single warpgroups on 64 x 192 or 64 x 64: 512 rows take
 //    5.6, 3.4, 7.5 (with GELU) and 8.1 us for (n, k) = (2304, 768), (768, 768), (3072, 768) and
 //    (768, 3072); the library 4.9, 3.9, 5.6 (without) and 7.7.
+// 6. Ships: 5, but weights are fetched before the kernel ahead has ended, and slim tiles
+//    (`gemm_slim_hopper.cuh`) for few hundred rows: transformer_guide of one series on the device,
+//    42 kernels, from 258 to 241 us and from 234.5 to 226.7 with 144 columns for (2304, 768), 3 us
+//    more with 48 for (768, 768). For (768, 3072) 48 columns are 2 us behind, 64 ship.
+// What did not help 512 rows, on that chain: sharing W in clusters of two, 0 to 1.7 us more a
+// product, since a block takes in 64 bytes a cycle, shared or not, and pairs start later; clusters
+// of four, 6 us more where 32 do not fit at once; for (768, 3072) halves of K in pairs, sums by way
+// of distributed shared memory, 8.5 for 8.9 us alone but the chain 3 us slower, quarters in fours
+// 15; asking L2 for the next product's weights, nothing.
 // Rows that are not multiples of 128 bytes cost up to a third: 204800 x 4000 x 1000 takes 3326 us
 // with strides of 1000 and 4000, and 2505 with 1024 and 4032.
 #include "gemm_slim_hopper.cuh"

@@ -2,6 +2,7 @@
 // kernels are `gemm_hopper.cu`'s, which says how it works and what was tried.
 #pragma once
 #include "dependent.cuh"
+#include "overlap.cuh"
 #include "wgmma.cuh"
 
 // Named: the compiler gives unnamed ones a new name in every build.

@@ -12,11 +12,11 @@ use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Plan;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
+use crate::crew::Crew;
 use crate::driver::{
     self, Context, DeviceMemory, Event, HostMemory, Library, MemoryPolicy, Stream, attribute,
 };
 use crate::gpu::Gpu;
-use crate::helpers::Helpers;
 use crate::image::Images;
 use crate::resident::CudaResident;
 use crate::step;
@@ -84,7 +84,7 @@ pub(crate) struct Shared {
     pub(crate) priorities: (i32, i32),
     pub(crate) timing: bool,
     /// Started when first needed.
-    helpers: OnceLock<Helpers>,
+    crew: OnceLock<Crew>,
     /// Found when first asked for; absent where the management library is.
     telemetry: OnceLock<Option<Telemetry>>,
     pub(crate) context: Arc<Context>,
@@ -124,7 +124,7 @@ impl CudaDevice {
             gpu,
             priorities,
             timing: options.timing,
-            helpers: OnceLock::new(),
+            crew: OnceLock::new(),
             telemetry: OnceLock::new(),
             context,
         };
@@ -204,8 +204,8 @@ impl CudaDevice {
 
 impl Shared {
     /// Threads that help programs to write large inputs.
-    pub(crate) fn helpers(&self) -> &Helpers {
-        self.helpers.get_or_init(Helpers::new)
+    pub(crate) fn crew(&self) -> &Crew {
+        self.crew.get_or_init(Crew::new)
     }
 }
 

@@ -11,7 +11,7 @@ use neural_forecast_runtime::plan::{Plan, sizes};
 use neural_forecast_runtime::prepare;
 
 use crate::gpu::Gpu;
-use crate::step::{Build, Packer, Places, has_kernel, load};
+use crate::step::{Build, Packer, Places, has_kernel, load, value_elements};
 
 /// How a kernel is launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub fn launches(
         DeviceError::new(DeviceErrorKind::Compile, message)
     })?;
     let shapes = entry.values.iter().map(|value| sizes(&value.shape, request.bucket)).collect();
-    let places = Places {
+    let mut places = Places {
         // Aligned, and not 0, which kernels take for absent.
         values: vec![256; entry.values.len()],
         shapes,
@@ -68,9 +68,14 @@ pub fn launches(
         header: 256,
         ..Places::default()
     };
-    let mut build = Build::new(gpu, options.precision, request.class, request.bucket, &places);
-    for step in &entry.steps {
-        load(step, &mut packer)?.build(&mut build)?;
+    let steps = entry.steps.iter().map(|step| load(step, &mut packer));
+    let steps = steps.collect::<Result<Vec<_>, _>>()?;
+    let (precision, class, bucket) = (options.precision, request.class, request.bucket);
+    places.elements =
+        value_elements(entry, &steps, &Build::new(gpu, precision, class, bucket, &places));
+    let mut build = Build::new(gpu, precision, class, bucket, &places);
+    for step in &steps {
+        step.build(&mut build)?;
         build.end_step();
     }
     let (launches, _, _) = build.finish();

@@ -4,11 +4,11 @@
 //! model. `unsafe` lives here: calls into the driver, and kernels that read and write the device
 //! addresses they are given.
 
+mod crew;
 mod device;
 mod driver;
 pub mod dry;
 pub mod gpu;
-mod helpers;
 mod image;
 mod launch;
 mod program;

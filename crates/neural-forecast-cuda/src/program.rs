@@ -5,9 +5,11 @@
 //!
 //! Latency class: inputs, outputs, the run header and the completion flag are in mapped host
 //! memory; the graph is `program_begin`, the steps, `program_finish`, or one whole-forecast kernel
-//! alone. `wait` spins on the flag; no stream is synchronised and no copy engine takes part unless
-//! inputs or outputs are large. Throughput class: inputs go to the device as they are written and
-//! stay there; outputs come back by the copy engine; completion is an event.
+//! alone. A large input is read chunk by chunk while the host still writes it, by a kernel that
+//! `write` launches; what is left for `program_begin` is the header, and nothing where no step
+//! reads it. `wait` spins on the flag; no stream is synchronised and no copy engine takes part
+//! unless inputs or outputs are larger still. Throughput class: inputs go to the device as they are
+//! written and stay there; outputs come back by the copy engine; completion is an event.
 //!
 //! Every run is a graph, also one of a single kernel: launching it takes 1.0 µs of the host where
 //! launching the kernel takes 2.4 (H200, 2026-11-21), and its tail is shorter.
@@ -18,9 +20,12 @@
 //! in between all the same: its blocks are placed before those of lower priority as
 //! multiprocessors become free.
 
+mod pages;
+mod write;
+
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
@@ -31,15 +36,14 @@ use neural_forecast_runtime::device::{
 use neural_forecast_runtime::plan::{DType, Entry, StateId, ValueId, sizes};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use crate::driver::{DeviceMemory, Event, Function, Graph, HostMemory, Stream};
-use crate::helpers::Helpers;
+use crate::driver::{DeviceMemory, Event, Function, Graph, Stream};
 use crate::launch::Launch;
 use crate::resident::Shared;
-use crate::staging;
 use crate::step::gemm::Element;
-use crate::step::whole::{HostPages, Whole};
-use crate::step::{Build, Loaded, Places};
-use crate::surround::{self, Announcement, NewState, Region, STAGE_CHUNKS, STAGE_FLAG_BYTES};
+use crate::step::whole::Whole;
+use crate::step::{Build, Loaded, Places, value_elements};
+use crate::surround::{self, Announcement, NewState, Region};
+use pages::{Pages, bytes_of, stage_chunk};
 
 /// Bytes of inputs, and of outputs, up to which the latency class moves them by kernels through
 /// mapped memory rather than by the copy engine, which takes 5 µs more at 1 MiB; beyond that its
@@ -47,26 +51,12 @@ use crate::surround::{self, Announcement, NewState, Region, STAGE_CHUNKS, STAGE_
 const MAPPED_BYTES_MAX: usize = 1 << 20;
 /// Bytes of inputs that the latency class copies while they are written.
 const STAGED_BYTES: Range<usize> = 256 << 10..8 << 20;
-/// Numbers that a thread writes to pinned memory at a time. Of 328 MB, one thread moves 14 GB/s, six
-/// 49, where the bus does 55 (H200, 2026-11-21; chunks of 1 MiB 47, of 2 MiB 49, of 4 MiB 50). Where
-/// each is followed by a copy to the device, which takes the host some microseconds, they are larger.
-const CHUNK_MAX: usize = (2 << 20) / 4;
-const CHUNK_MIN: usize = (64 << 10) / 4;
-const CHUNK_COPIED_MIN: usize = (256 << 10) / 4;
-/// Chunks for each thread.
-const WRITER_CHUNKS: usize = 3;
-/// Numbers from which several threads write, and from which the processor's caches are passed by.
-const SHARED_MIN: usize = (512 << 10) / 4;
-const STREAMED_MIN: usize = (256 << 10) / 4;
 /// How often a run that does not announce its end is looked after, and after how long the waiting
 /// thread lets others run.
 const CHECK_EVERY: Duration = Duration::from_micros(200);
 const YIELD_AFTER: Duration = Duration::from_millis(2);
 /// Reads of the flag between two looks at the clock.
 const SPINS: usize = 64;
-/// Bytes of the run header before the slots; mirrors `ptx/run.cuh`.
-const HEADER_BYTES: usize = 16;
-
 /// Bytes taken of a resident's budget until dropped.
 #[derive(Debug)]
 struct Reservation {
@@ -96,131 +86,6 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.shared.budget.release(self.bytes);
     }
-}
-
-/// The program's pinned host memory: header, flag, inputs, outputs, each aligned.
-#[derive(Debug)]
-struct Pages {
-    memory: HostMemory,
-    flag: usize,
-    /// Flags of the chunks of each input.
-    stages: Vec<usize>,
-    header_bytes: usize,
-    inputs: Vec<usize>,
-    outputs: Vec<usize>,
-}
-
-impl Pages {
-    fn new(
-        info: &ProgramInfo,
-        stateful: bool,
-        room: &mut Reservation,
-    ) -> Result<Pages, DeviceError> {
-        let slots = if stateful { info.request.bucket.batch } else { 0 };
-        let header_bytes = HEADER_BYTES + 4 * slots;
-        let mut next = 0;
-        let mut place = |bytes: usize| {
-            let at = next;
-            next += bytes.max(1).next_multiple_of(ALIGNMENT);
-            at
-        };
-        place(header_bytes);
-        let flag = place(4);
-        let all = info.input_elements.iter();
-        let stages = all.map(|_| place(STAGE_CHUNKS * STAGE_FLAG_BYTES)).collect();
-        let inputs = info.input_elements.iter().map(|(all, _)| place(all * 4)).collect();
-        let outputs = info.output_elements.iter().map(|(all, _)| place(all * 4)).collect();
-        let owner = "inputs and outputs in pinned host memory";
-        room.take(owner, next)?;
-        let memory = HostMemory::new(&room.shared.gpu.context, owner, next, false)?;
-        Ok(Pages { memory, flag, stages, header_bytes, inputs, outputs })
-    }
-
-    fn device(&self, offset: usize) -> u64 {
-        self.memory.device_address() + offset as u64
-    }
-
-    fn addresses(&self) -> HostPages {
-        let all = |offsets: &[usize]| offsets.iter().map(|&at| self.device(at)).collect();
-        HostPages {
-            header: self.device(0),
-            inputs: all(&self.inputs),
-            outputs: all(&self.outputs),
-            flag: self.device(self.flag),
-        }
-    }
-
-    /// Writes the run header: sequence number, rows, slots.
-    fn set_header(&mut self, sequence: u32, run: &Run<'_>) {
-        let at = self.memory.at(0, self.header_bytes).cast::<u32>();
-        // SAFETY: the header's bytes, aligned, are this program's; no run is in flight that reads
-        // them.
-        unsafe {
-            at.add(1).write_volatile(run.rows as u32);
-            let slots = at.add(HEADER_BYTES / 4);
-            let room = (self.header_bytes - HEADER_BYTES) / 4;
-            for (i, &slot) in run.slots.iter().take(room).enumerate() {
-                slots.add(i).write_volatile(slot);
-            }
-            at.write_volatile(sequence);
-        }
-    }
-
-    fn flag(&self) -> &AtomicU32 {
-        let at = self.memory.at(self.flag, 4).cast::<u32>();
-        // SAFETY: aligned, alive as long as `self`, and only accessed atomically by the host.
-        unsafe { AtomicU32::from_ptr(at) }
-    }
-
-    /// Raises or lowers the flag that says of a chunk of an input that it is written.
-    fn set_written(&self, input: usize, chunk: usize, written: bool) {
-        let at = self.stages[input] + chunk * STAGE_FLAG_BYTES;
-        let at = self.memory.at(at, 4).cast::<u32>();
-        // SAFETY: aligned, alive as long as `self`, and only accessed atomically by the host.
-        let flag = unsafe { AtomicU32::from_ptr(at) };
-        flag.store(u32::from(written), Ordering::Release);
-    }
-
-    /// Writes some of an input's numbers to their place in it, in the format that it is stored in.
-    /// Threads that do so at the same time have numbers of their own.
-    fn put(&self, input: usize, stored: Element, data: &Data<'_>, numbers: Range<usize>) {
-        let each = bytes_of(stored);
-        let to = self.memory.at(self.inputs[input] + numbers.start * each, numbers.len() * each);
-        let from = match data {
-            Data::F32(data) if stored != Element::F32 => {
-                // SAFETY: the range is checked and aligned; no run is in flight that reads it, no
-                // copy to the device, and no other thread.
-                return unsafe { staging::round(to, &data[numbers], stored) };
-            }
-            Data::F32(data) => data[numbers.clone()].as_ptr().cast::<u8>(),
-            Data::I32(data) => data[numbers.clone()].as_ptr().cast::<u8>(),
-        };
-        // SAFETY: as above; `from` is a slice of as many numbers of four bytes.
-        unsafe {
-            if data.len() >= STREAMED_MIN {
-                staging::copy_streaming(to, from, numbers.len() * 4);
-            } else {
-                to.copy_from_nonoverlapping(from, numbers.len() * 4);
-            }
-        }
-    }
-
-    /// Copies an output's first elements.
-    fn get(&self, at: usize, into: &mut [f32]) {
-        let from = self.memory.at(at, size_of_val(into)).cast::<f32>();
-        // SAFETY: the range is checked and aligned; the run that wrote it has ended.
-        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
-    }
-}
-
-/// Numbers of a chunk of an input of so many: whole cache lines in every format.
-fn stage_chunk(all: usize) -> usize {
-    all.div_ceil(STAGE_CHUNKS).next_multiple_of(32).max(32)
-}
-
-/// Bytes of a number that is stored so.
-fn bytes_of(stored: Element) -> usize {
-    if stored == Element::F32 { 4 } else { 2 }
 }
 
 /// How inputs reach the device and outputs the host.
@@ -335,19 +200,6 @@ impl Source<'_> {
         states
     }
 
-    /// The format of an input on the device: 16 bits where nothing reads more of it.
-    fn stored(&self, value: ValueId, steps: &[Box<dyn Loaded>], build: &Build<'_>) -> Element {
-        let number = self.entry.value(value).dtype == DType::F32;
-        let given_out = self.entry.outputs.iter().any(|output| output.value == value);
-        let all = self.entry.steps.iter().zip(steps);
-        let mut readers = all.filter(|(step, _)| step.op.reads().contains(&value));
-        let rounded = readers.next().and_then(|(_, step)| step.rounds(value, build));
-        match rounded {
-            Some(element) if number && !given_out && readers.next().is_none() => element,
-            _ => Element::F32,
-        }
-    }
-
     /// The entry step by step.
     fn steps(
         &self,
@@ -367,14 +219,10 @@ impl Source<'_> {
         for id in value_ids(self.entry) {
             places.values[id.index()] = base + layout.arena.region(id).offset as u64;
         }
-        let build = self.build(&places);
+        places.elements = value_elements(self.entry, steps, &self.build(&places));
         let inputs = self.entry.inputs.iter();
-        let stored = inputs.map(|input| self.stored(input.value, steps, &build));
+        let stored = inputs.map(|input| places.elements[input.value.index()]);
         let stored: Vec<Element> = stored.collect();
-        places.elements = vec![Element::F32; self.entry.values.len()];
-        for (input, &element) in self.entry.inputs.iter().zip(&stored) {
-            places.elements[input.value.index()] = element;
-        }
         for new in &layout.new {
             places.new_states[new.state.index()] = base + new.offset as u64;
         }
@@ -582,45 +430,6 @@ pub(crate) struct CudaProgram {
     room: Reservation,
 }
 
-/// An input on its way chunk by chunk. When this ends, by whatever way, all flags have been raised:
-/// the kernel on the device waits for them, and lowers them.
-struct Staging<'a> {
-    pages: &'a Pages,
-    input: usize,
-    chunks: usize,
-    /// A bit for each chunk whose flag was raised.
-    raised: AtomicU32,
-}
-
-const _: () = assert!(STAGE_CHUNKS <= 32, "a bit for each");
-
-impl<'a> Staging<'a> {
-    /// No other copy of the input may be under way.
-    fn new(pages: &'a Pages, input: usize, chunks: usize) -> Staging<'a> {
-        Staging { pages, input, chunks, raised: AtomicU32::new(0) }
-    }
-
-    /// Says that a chunk is written.
-    fn raise(&self, chunk: usize) {
-        let bit = 1 << chunk;
-        if self.raised.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            self.pages.set_written(self.input, chunk, true);
-        }
-    }
-
-    /// Lowers the flags where no kernel was started that does.
-    fn abandon(self) {
-        self.raised.store(u32::MAX, Ordering::Relaxed);
-        (0..self.chunks).for_each(|chunk| self.pages.set_written(self.input, chunk, false));
-    }
-}
-
-impl Drop for Staging<'_> {
-    fn drop(&mut self) {
-        (0..self.chunks).for_each(|chunk| self.raise(chunk));
-    }
-}
-
 impl CudaProgram {
     pub(crate) fn compile(
         shared: Arc<Shared>,
@@ -652,7 +461,8 @@ impl CudaProgram {
         let parts = segments(&info, &shared, compiled.launches.len());
         let segments = graphs(&shared, &compiled.launches, parts, &own)?;
         let stages = compiled.stages.chunks(1);
-        let stages = stages.map(|stage| graphs(&shared, stage, 1, &own)).collect::<Result<Vec<_>, _>>();
+        let stages =
+            stages.map(|stage| graphs(&shared, stage, 1, &own)).collect::<Result<Vec<_>, _>>();
         let stages = stages?.into_iter().flatten().collect();
         own.synchronize()?;
         shared.stateful.synchronize()?;
@@ -704,68 +514,6 @@ impl CudaProgram {
             !matches!(self.flight, Flight::Flying(_)),
             "the caller broke the contract: a run is in flight"
         );
-    }
-
-    /// Puts numbers into an input, and starts their copy to the device.
-    fn write_numbers(&mut self, input: usize, data: &Data<'_>) -> Result<(), DeviceError> {
-        if self.ways.0 != Way::Mapped && std::mem::replace(&mut self.copying, true) {
-            self.stream.synchronize()?;
-        }
-        let CudaProgram { pages, memory, stream, inputs, ways: (way, _), .. } = &*self;
-        let stored = self.stored[input];
-        let shared = data.len() >= SHARED_MIN;
-        let helpers = shared.then(|| self.room.shared.gpu.helpers());
-        let (all, _) = self.info.input_elements[input];
-        let chunk = match way {
-            Way::Staged => stage_chunk(all),
-            Way::Mapped | Way::Copied => {
-                let hands = helpers.map_or(1, Helpers::hands);
-                let least = if *way == Way::Copied { CHUNK_COPIED_MIN } else { CHUNK_MIN };
-                data.len().div_ceil(WRITER_CHUNKS * hands).clamp(least, CHUNK_MAX)
-            }
-        };
-        let stage = self.stages.get(input);
-        let staging = stage.map(|_| Staging::new(pages, input, all.div_ceil(chunk)));
-        let (next, failed) = (AtomicUsize::new(0), OnceLock::new());
-        let write = || {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let first = number.saturating_mul(chunk);
-                if first >= data.len() {
-                    return;
-                }
-                let numbers = first..data.len().min(first + chunk);
-                pages.put(input, stored, data, numbers.clone());
-                if let Some(staging) = &staging {
-                    staging.raise(number);
-                }
-                match way {
-                    Way::Mapped | Way::Staged => {}
-                    Way::Copied => {
-                        let each = bytes_of(stored);
-                        let (offset, bytes) = (first * each, numbers.len() * each);
-                        let (from, to) = (pages.inputs[input] + offset, inputs[input] + offset);
-                        let copied = memory[0].copy_in(to, &pages.memory, from, bytes, stream);
-                        // The first failure is told; others follow from it.
-                        copied.unwrap_or_else(|error| _ = failed.set(error));
-                    }
-                }
-            }
-        };
-        // The others write meanwhile.
-        let mut staged = Ok(());
-        let mut first = || staged = stage.map_or(Ok(()), |copy| copy.launch(stream));
-        match helpers {
-            Some(helpers) => helpers.run(first, &write),
-            None => {
-                first();
-                write();
-            }
-        }
-        if let (Err(_), Some(staging)) = (&staged, staging) {
-            staging.abandon();
-        }
-        staged.and_then(|()| failed.into_inner().map_or(Ok(()), Err))
     }
 
     /// Enqueues what comes before the first segment.

@@ -81,7 +81,8 @@ unsafe fn round_f16c(to: *mut u16, from: &[f32]) {
             if i % 2 == 0 {
                 _mm_prefetch::<_MM_HINT_T0>(eight.as_ptr().wrapping_add(AHEAD).cast());
             }
-            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(eight.as_ptr()));
+            let half =
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(eight.as_ptr()));
             _mm_storeu_si128(to.add(8 * i).cast(), half);
         }
     }

@@ -113,7 +113,7 @@ fn inputs_rounded_on_their_way_give_the_same_bits() {
     // Subnormals of f16 among them, and ties.
     let number = |i: usize| {
         let x = ((i * 7_919) % 20_011) as f32 / 4096.0 - 2.4;
-        if i % 101 == 0 { x * 1e-6 } else { x }
+        if i.is_multiple_of(101) { x * 1e-6 } else { x }
     };
     let mut weights = MemoryWeights::new();
     weights.insert("w", &[n, k], &(0..n * k).map(|i| 0.05 * number(i)).collect::<Vec<_>>());

@@ -113,8 +113,8 @@ pub(crate) struct Product {
     /// `x` is `[m / channels, k, channels]` and `y` and the residual `[m / channels, outputs,
     /// channels]`, contiguous.
     pub(crate) channels: Option<usize>,
-    /// A few rows of each series, whatever the batch: the latency class multiplies them in the tiles
-    /// that begin and end soonest, also where others serve more rows.
+    /// A few rows of each series, whatever the batch: the latency class multiplies them in the
+    /// tiles that begin and end soonest, also where others serve more rows.
     pub(crate) few: bool,
 }
 
@@ -146,8 +146,7 @@ impl Product {
     /// The format that f32 rows of `x` are rounded to in a pass of their own, if they are and rows
     /// without gaps serve as well.
     pub(crate) fn rounds(&self, build: &Build<'_>) -> Option<Element> {
-        let served =
-            self.is_plain() && gemm_hopper::serves(&self.gemm, build.gpu(), build.class());
+        let served = self.is_plain() && gemm_hopper::serves(&self.gemm, build.gpu(), build.class());
         served.then(|| gemm_hopper::rounds(&self.gemm)).flatten()
     }
 

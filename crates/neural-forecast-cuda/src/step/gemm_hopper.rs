@@ -686,9 +686,8 @@ mod tests {
             assert!(whole, "{}", shape.name);
         }
         let shapes = [LARGE, WIDE, SMALL, SLIM_48, SLIM_144];
-        let of = |slim, m, n, k: usize| {
-            Shape::fastest(&shapes, slim, (m, n, k.div_ceil(64)), &gpu).name
-        };
+        let of =
+            |slim, m, n, k: usize| Shape::fastest(&shapes, slim, (m, n, k.div_ceil(64)), &gpu).name;
         assert_eq!(of(true, 512, 768, 768), "slim48");
         assert_eq!(of(true, 512, 2304, 768), "slim144");
         assert_eq!(of(true, 512, 768, 3072), "small");

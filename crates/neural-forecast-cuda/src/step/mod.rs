@@ -33,7 +33,7 @@ pub(crate) use packer::Packer;
 
 use neural_forecast_runtime::device::Precision;
 use neural_forecast_runtime::ops::Op;
-use neural_forecast_runtime::plan::{Step, ValueId};
+use neural_forecast_runtime::plan::{DType, Entry, Step, ValueId};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use crate::gpu::Gpu;
@@ -52,6 +52,31 @@ pub(crate) trait Loaded: std::fmt::Debug + Send + Sync {
         let _ = (value, build);
         None
     }
+}
+
+/// The formats that an entry's values are in: an input that nothing reads more of is in the 16 bits
+/// that its only reader rounds it to. `build` has no formats yet.
+pub(crate) fn value_elements(
+    entry: &Entry,
+    steps: &[Box<dyn Loaded>],
+    build: &Build<'_>,
+) -> Vec<Element> {
+    let mut elements = vec![Element::F32; entry.values.len()];
+    for value in entry.inputs.iter().map(|input| input.value) {
+        let number = entry.value(value).dtype == DType::F32;
+        let given_out = entry.outputs.iter().any(|output| output.value == value);
+        let all = entry.steps.iter().zip(steps);
+        let mut readers = all.filter(|(step, _)| step.op.reads().contains(&value));
+        let rounded = readers.next().and_then(|(_, step)| step.rounds(value, build));
+        if let Some(element) = rounded
+            && number
+            && !given_out
+            && readers.next().is_none()
+        {
+            elements[value.index()] = element;
+        }
+    }
+    elements
 }
 
 /// Whether an op has kernels of its own here; the others are lowered.

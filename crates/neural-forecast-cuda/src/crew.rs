@@ -29,7 +29,7 @@ const NUMBER: u32 = 9;
 type Work = dyn Fn() + Sync;
 
 #[derive(Debug)]
-pub(crate) struct Helpers {
+pub(crate) struct Crew {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     turn: Mutex<()>,
@@ -57,15 +57,15 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-impl Helpers {
+impl Crew {
     /// As many as are useful where other threads have work too; fewer where the system gives no
     /// more.
-    pub(crate) fn new() -> Helpers {
+    pub(crate) fn new() -> Crew {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Helpers::of((processors / 2).saturating_sub(1).min(HELPERS_MAX))
+        Crew::of((processors / 2).saturating_sub(1).min(HELPERS_MAX))
     }
 
-    fn of(count: usize) -> Helpers {
+    fn of(count: usize) -> Crew {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
@@ -81,7 +81,7 @@ impl Helpers {
             builder.spawn(move || shared.help()).ok()
         };
         let threads = (0..count).map_while(start).collect();
-        Helpers { shared, threads, turn: Mutex::new(()) }
+        Crew { shared, threads, turn: Mutex::new(()) }
     }
 
     /// Threads that work together, the caller among them.
@@ -106,7 +106,7 @@ impl Helpers {
         };
         let shared = &*self.shared;
         let number = (shared.state.load(Ordering::Relaxed) >> NUMBER) + 1;
-        // SAFETY: only the lifetime changes. Helpers call it between the opening below and the
+        // SAFETY: only the lifetime changes. Crew call it between the opening below and the
         // end of `Opened`, which waits for them also where `work` panics here.
         let work_of_all = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static Work>(work) };
         // SAFETY: the state is closed and counts nobody: the last `Opened` of the turn's owners
@@ -126,13 +126,13 @@ impl Helpers {
     }
 }
 
-impl Drop for Helpers {
+impl Drop for Crew {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         drop(self.shared.lock());
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
-            // Helpers catch panics of the work, and have none of their own.
+            // Crew catch panics of the work, and have none of their own.
             let _ = thread.join();
         }
     }
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     /// Every piece is done once, whoever does it.
-    fn divide(helpers: &Helpers, pieces: usize) {
+    fn divide(helpers: &Crew, pieces: usize) {
         let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
         let next = AtomicUsize::new(0);
         let mut first = 0;
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn pieces_are_done_once_by_any_number_of_helpers() {
         for count in 0..4 {
-            let helpers = Helpers::of(count);
+            let helpers = Crew::of(count);
             assert!(helpers.hands() <= 1 + count);
             for pieces in [0, 1, 2, 7, 1000] {
                 (0..50).for_each(|_| divide(&helpers, pieces));
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn sleepers_wake_and_stop() {
-        let helpers = Helpers::of(2);
+        let helpers = Crew::of(2);
         for _ in 0..3 {
             std::thread::sleep(4 * AWAKE);
             divide(&helpers, 100);
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn callers_at_the_same_time_do_their_own_work() {
-        let helpers = Helpers::of(2);
+        let helpers = Crew::of(2);
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| (0..200).for_each(|i| divide(&helpers, i % 13)));
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_next_one_works() {
-        let helpers = Helpers::of(2);
+        let helpers = Crew::of(2);
         let result = catch_unwind(AssertUnwindSafe(|| helpers.run(|| (), &|| panic!("as asked"))));
         assert!(result.is_err());
         // Of a helper that came late, the caller may hear the next time.
