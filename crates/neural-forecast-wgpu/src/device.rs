@@ -1,6 +1,6 @@
 //! An adapter as a device of the runtime: opened, described, watched.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use neural_forecast_runtime::counters::Counters;
 use neural_forecast_runtime::device::{
@@ -15,7 +15,7 @@ use crate::adapter::{self, AdapterReport};
 use crate::health::{Health, checked};
 use crate::kernel::Pipelines;
 use crate::resident::WgpuResident;
-use crate::step;
+use crate::{experiments, step, trial};
 
 /// How an adapter is opened.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +48,10 @@ pub(crate) struct Shared {
     pub(crate) health: Arc<Health>,
     pub(crate) capabilities: Capabilities,
     pub(crate) memory_bytes_max: Option<u64>,
-    /// Lanes of the subgroups that multiply matrices of 16 by 16 halves together, where they can.
-    pub(crate) cooperative: Option<u32>,
+    /// Lanes of the subgroups that multiply matrices of 16 by 16 halves together, where the adapter
+    /// lists that, and what came of its trial.
+    cooperative: Option<u32>,
+    tried: OnceLock<Result<(), String>>,
     report: AdapterReport,
 }
 
@@ -150,7 +152,7 @@ impl WgpuDevice {
         }
         if cooperative.is_some() {
             features |= COOPERATIVE;
-            experimental_features = experiments();
+            experimental_features = experiments::wanted();
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("neural-forecast"),
@@ -187,6 +189,7 @@ impl WgpuDevice {
             capabilities,
             memory_bytes_max: options.memory_bytes_max,
             cooperative,
+            tried: OnceLock::new(),
             report,
         };
         Ok(WgpuDevice { shared: Arc::new(shared) })
@@ -195,6 +198,27 @@ impl WgpuDevice {
     /// The adapter's facts.
     pub fn adapter(&self) -> &AdapterReport {
         &self.shared.report
+    }
+
+    /// What came of the trial of matrices that subgroups multiply together: nothing before the
+    /// first plan is loaded in half precision or where the adapter does not list them, an error
+    /// with the reason where products go without.
+    pub fn cooperative_trial(&self) -> Option<Result<(), &str>> {
+        let tried = self.shared.tried.get()?;
+        Some(tried.as_ref().copied().map_err(String::as_str))
+    }
+
+    /// For what tries a device.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Lanes of the subgroups that multiply matrices together in a plan of this precision.
+    fn lanes(&self, precision: Precision) -> Option<u32> {
+        let lanes = self.shared.cooperative.filter(|_| precision == Precision::F16)?;
+        let tried = self.shared.tried.get_or_init(|| trial::run(&self.shared, Some(lanes)));
+        tried.is_ok().then_some(lanes)
     }
 
     /// Gives the device up as a driver does that resets it: everything on it answers
@@ -210,16 +234,6 @@ impl WgpuDevice {
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SUBGROUP)
     .union(wgpu::Features::SHADER_F16);
-
-/// wgpu's consent form for features that are not specified yet.
-#[allow(unsafe_code)]
-fn experiments() -> wgpu::ExperimentalFeatures {
-    // SAFETY: the contract is to accept that wgpu's experimental code may have faults that lead to
-    // undefined behaviour, and to report those found. What is used of it is kept small: matrices of
-    // subgroups alone, in one kernel, in the one configuration that the adapter lists, with loads
-    // and stores that stay within workgroup memory that the tile is made for (`Tile`).
-    unsafe { wgpu::ExperimentalFeatures::enabled() }
-}
 
 /// Most bytes of workgroup memory that the smallest tile of `linear_cooperative` takes.
 const COOPERATIVE_BYTES: u32 = 20 << 10;
@@ -306,10 +320,6 @@ fn capabilities(
             feature("subgroup_operations", has(wgpu::Features::SUBGROUP)),
             feature("shader_f16", has(wgpu::Features::SHADER_F16)),
             feature("cooperative_matrix", configurations(adapter)),
-            feature(
-                "cooperative_matrix_used",
-                if enabled.contains(COOPERATIVE) { "16x16x16 f16 f32" } else { "no" }.to_owned(),
-            ),
             feature("mappable_storage", has(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)),
             feature("timestamps", has(wgpu::Features::TIMESTAMP_QUERY)),
         ],
@@ -342,7 +352,9 @@ impl Device for WgpuDevice {
             let message = no_precision(&self.shared, options.precision);
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
         }
-        let resident = WgpuResident::load(Arc::clone(&self.shared), plan, weights, options)?;
+        let gpu = Arc::clone(&self.shared);
+        let lanes = self.lanes(options.precision);
+        let resident = WgpuResident::load(gpu, plan, weights, (options, lanes))?;
         Ok(Box::new(resident))
     }
 

@@ -89,6 +89,7 @@ kernels! {
     ATTENTION: Single, "attention", [PRELUDE], 29, true;
     ATTENTION_PREPARE: Single, "attention_prepare", [PRELUDE, MATH], 15, true;
     ATTENTION_RING: Single, "attention_ring", [PRELUDE], 15, true;
+    ATTENTION_TILE: Single, "attention_tile", [PRELUDE], 29, false;
     BINARY: Single, "binary", [PRELUDE, MATH], 16, false;
     COMMIT: Single, "commit", [PRELUDE], 7, true;
     DENORMALIZE: Single, "denormalize", [PRELUDE, MATH], 14, false;

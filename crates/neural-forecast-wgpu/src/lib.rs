@@ -11,12 +11,15 @@
 
 mod adapter;
 mod device;
+#[allow(unsafe_code)]
+mod experiments;
 mod health;
 mod kernel;
 mod program;
 mod resident;
 mod step;
 mod text;
+mod trial;
 #[cfg(test)]
 mod variants;
 #[cfg(test)]

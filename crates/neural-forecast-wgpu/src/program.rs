@@ -238,7 +238,7 @@ fn plan_dispatches(
         let means = Means {
             limits: &shared.gpu.limits,
             half: shared.options.precision == Precision::F16,
-            cooperative: shared.gpu.cooperative,
+            cooperative: shared.cooperative,
         };
         let mut build = Build::new(means, request, &places);
         for step in steps {

@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) plan: Plan,
     pub(crate) options: LoadOptions,
+    /// Lanes of the subgroups that multiply matrices together, where they shall.
+    pub(crate) cooperative: Option<u32>,
     pub(crate) budget: Budget,
     /// Packed weights; a step's are all in one of them. At least one, so that every bind group has
     /// something to bind.
@@ -56,7 +58,7 @@ impl WgpuResident {
         gpu: Arc<Gpu>,
         plan: &Plan,
         weights: &dyn WeightSource,
-        options: &LoadOptions,
+        (options, cooperative): (&LoadOptions, Option<u32>),
     ) -> Result<WgpuResident, DeviceError> {
         gpu.health.check_lost()?;
         check_weights(plan, weights)?;
@@ -86,7 +88,8 @@ impl WgpuResident {
             buffers.push(buffer);
         }
         let options = options.clone();
-        let shared = Shared { gpu, plan, options, budget, weights: buffers, store, states };
+        let weights = buffers;
+        let shared = Shared { gpu, plan, options, cooperative, budget, weights, store, states };
         Ok(WgpuResident { shared: Arc::new(shared), entries, memory })
     }
 

@@ -53,6 +53,9 @@ fn check(device: &WgpuDevice, (fuse, lower): (bool, bool)) {
     assert!(checked > 0 || only.is_some(), "no precision was tested");
     let counts = device.kernel_counts();
     let cooperative = counts.iter().find(|count| count.kernel.starts_with("linear_cooperative"));
+    if let Some(tried) = device.cooperative_trial() {
+        assert_eq!(tried, Ok(()), "the trial of matrices of subgroups");
+    }
     println!("products by matrices of subgroups: {}", cooperative.map_or(0, |c| c.launches));
 }
 

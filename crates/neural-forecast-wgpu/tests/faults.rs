@@ -146,5 +146,5 @@ fn a_cancelled_run_leaves_states_and_kernels_alone() {
     assert_eq!(resident.export_state(0).expect("states come out"), before, "another slot");
     resident.reset_state(1).expect("it is set to zero");
     assert_eq!(resident.export_state(1).expect("states come out"), before);
-    assert!(device.kernel_counts().iter().any(|count| count.kernel == "rnn_stack-wgsl-f32"));
+    assert!(device.kernel_counts().iter().any(|count| count.kernel == "rnn_row-wgsl-f32"));
 }

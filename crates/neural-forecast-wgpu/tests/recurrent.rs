@@ -16,6 +16,9 @@ fn wide_recurrences_are_a_dispatch_a_step() {
     }
     let counts = device.kernel_counts();
     let launches = |name: &str| counts.iter().find(|c| c.kernel == name).map(|c| c.launches);
-    assert!(launches("rnn_step-wgsl-f32").is_some_and(|n| n > 0), "{counts:?}");
+    // Of the throughput and of the latency class.
+    for kernel in ["rnn_step-wgsl-f32", "rnn_row_step-wgsl-f32"] {
+        assert!(launches(kernel).is_some_and(|n| n > 0), "{counts:?}");
+    }
     assert_eq!(launches("rnn_stack-wgsl-f32"), None, "{counts:?}");
 }

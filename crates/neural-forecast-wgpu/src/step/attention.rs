@@ -18,6 +18,12 @@ const BLOCKS_MAX: usize = 4;
 /// Queries of a workgroup.
 const QUERIES: usize = 4;
 
+/// Queries of a workgroup where an invocation has one of its own, how many there must be for that,
+/// and most columns of a head, which it holds in registers.
+const TILE_QUERIES: usize = 64;
+const TILE_FROM: usize = 16;
+const TILE_HEAD: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct LoadedAttention {
     op: Attention,
@@ -116,6 +122,20 @@ impl LoadedAttention {
         };
         let buckets: Vec<u32> = (0..count).map(bucket).collect();
         b.constants(&buckets)
+    }
+
+    /// Whether `attention_tile` serves: many queries, small heads, and nothing out of the ordinary.
+    fn is_tiled(&self, head_v: usize, queries: usize) -> bool {
+        let op = &self.op;
+        op.queries.len() == 1
+            && op.ring.is_none()
+            && op.groups.is_none()
+            && op.bias.is_none()
+            && !op.mean_heads
+            && op.head() == head_v
+            && head_v.is_multiple_of(4)
+            && head_v <= TILE_HEAD
+            && queries >= TILE_FROM
     }
 
     /// This run's rows into the ring.
@@ -237,6 +257,16 @@ impl Loaded for LoadedAttention {
             Some(AttentionBias::Weight(_)) if op.ring.is_none() => 2,
             _ => 0,
         };
+        if self.is_tiled(head_v, queries) {
+            let constants = [
+                ("FOURS", word(head_v / 4)),
+                ("CAUSAL", u32::from(op.causal)),
+                ("MASK", u32::from(op.key_mask.is_some())),
+            ];
+            let times = op.heads * queries.div_ceil(TILE_QUERIES);
+            let place = (self.packed.buffer, b.grid(self.y, rows, 1, times));
+            return b.dispatch(&kernel::ATTENTION_TILE, &constants, words, place);
+        }
         let constants = [
             ("DEPTHS", word(op.queries.len())),
             ("BLOCKS", word(blocks)),
