@@ -14,8 +14,7 @@
 // 210 under way to the peers; the rest is sums given back and asked for. Before the first step go
 // 5 us: 2.5 of them the read of host memory, the others two hops through level 2. A layer's lag is
 // 2 us, the head and the flag 1.4. c does not fit and is
-// left to `rnn_stack`: with the weights that overflow read anew at every step it took 480 to 575 us
-// in experiments, at the price of the others.
+// `rnn_wide_hopper.cu`'s.
 #include "rnn_latency.cuh"
 
 RNN_LATENCY_CLUSTER(F16, f16, 7)

@@ -78,17 +78,6 @@ constexpr int STAGE_BYTES = STAGE_STEPS * 1024;
 constexpr int STAGE_SLOTS_MAX = 4; // a warp
 constexpr unsigned HEAD_KEPT = 16384; // weights of the head that are read ahead
 
-#ifdef RNN_WIDE_BOUNDED
-#define BOUNDED(n) \
-    if (++n > (1u << 20)) { \
-        volatile unsigned* e = (volatile unsigned*)(p.header + 1024); \
-        e[0] = __LINE__, e[1] = blockIdx.x, e[2] = threadIdx.x; \
-        __threadfence_system(); \
-        __trap(); \
-    }
-#else
-#define BOUNDED(n)
-#endif
 #ifdef RNN_WIDE_CLOCKS
 #define WIDE_CLOCK(at) \
     if (threadIdx.x % 32 == 0) { \
@@ -106,37 +95,6 @@ constexpr unsigned HEAD_KEPT = 16384; // weights of the head that are read ahead
 #define WIDE_CLOCK(at)
 #define WIDE_STAMP(at)
 #endif
-
-// ---- numbers -------------------------------------------------------------------------------
-
-// Products in the order in which they are written: left to itself, the compiler sorts them by
-// accumulator, and each waits for the one before.
-struct WideF16 : F16 {
-    static __device__ void multiply(float (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
-                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-    }
-};
-
-struct WideBf16 : Bf16 {
-    static __device__ void multiply(float (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
-                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-    }
-};
-
-struct WideTf32 : Tf32 {
-    static __device__ void multiply(float (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, "
-                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-    }
-};
 
 // ---- memory --------------------------------------------------------------------------------
 
@@ -271,8 +229,9 @@ __device__ __forceinline__ void wide_recurrence(const RnnWide& p, const WideLane
     const bool real = own && unit < p.hidden && row < p.batch;
     float4* const affine = (float4*)(shared + L::AFFINE) + lane;
     if (warp == 0) {
-        affine[0] = q < G ? ((const float4*)role.affine_hh)[unit * 2] : make_float4(1, 1, 1, 1);
-        affine[32] = q < G ? ((const float4*)role.affine_hh)[unit * 2 + 1] : make_float4(0, 0, 0, 0);
+        const float4* const from = (const float4*)role.affine_hh;
+        affine[0] = q < G ? from[unit * 2] : make_float4(1, 1, 1, 1);
+        affine[32] = q < G ? from[unit * 2 + 1] : make_float4(0, 0, 0, 0);
     }
     const unsigned slot_row =
         p.start == SLOTS && row < p.batch ? ((const RunHeader*)p.header)->slots[row] : row;
@@ -365,10 +324,8 @@ __device__ __forceinline__ void wide_recurrence(const RnnWide& p, const WideLane
             if (cells) load_early(0);
             bool again = late();
             if (!cells) load_early(0);
-            unsigned tries = 0;
             while (again) {
                 again = late();
-                BOUNDED(tries)
             }
             WIDE_STAMP(1)
             if (product) {
@@ -410,7 +367,6 @@ __device__ __forceinline__ void wide_recurrence(const RnnWide& p, const WideLane
                         v[i].y = sequence + 1;
                     }
                 }
-                unsigned tries = 0;
                 while (true) {
                     bool late = false;
 #pragma unroll
@@ -421,7 +377,6 @@ __device__ __forceinline__ void wide_recurrence(const RnnWide& p, const WideLane
                     for (int i = 0; i < 4; ++i)
                         late |= v[i].y != sequence || v[i].w != sequence;
                     if (!__any_sync(~0u, late)) break;
-                    BOUNDED(tries)
                 }
                 if (product) {
 #pragma unroll
@@ -449,8 +404,8 @@ __device__ __forceinline__ void wide_recurrence(const RnnWide& p, const WideLane
         }
         if (s > 0) before += to_next;
         WIDE_STAMP(2)
-        // Barriers in turns: who arrives for step s + 1 has h of step s from some block, which needed
-        // h of step s - 1 from all, so that this block's barrier of s - 1 is over, that of s not.
+        // Barriers in turns: who arrives for step s + 1 has h of step s from some block, which
+        // needed h of step s - 1 from all, so this block's barrier of s - 1 is over, that of s not.
         const unsigned id = 1 + s % 2;
         if (!cells) {
             pass_by(id, warps * 32);
@@ -575,11 +530,9 @@ __device__ __forceinline__ void wide_inputs(const RnnWide& p, const WideLane& ro
                         const unsigned k1 = k + INPUT_WARPS * 32;
                         const bool two = k1 < pairs;
                         uint4 v0, v1 = make_uint4(0, sequence, 0, sequence);
-                        unsigned tries = 0;
                         do {
                             v0 = load_words(source + 2 * k);
                             if (two) v1 = load_words(source + 2 * k1);
-                            BOUNDED(tries)
                         } while (v0.y != sequence || v0.w != sequence || v1.y != sequence ||
                                  v1.w != sequence);
                         *(uint2*)(to + 2 * k) = make_uint2(v0.x, v0.z);
@@ -696,10 +649,8 @@ __device__ __forceinline__ void wide_head(const RnnWide& p, char* shared, unsign
         const unsigned long long* at = (const unsigned long long*)p.last +
             (side * p.columns + column) * (unsigned long long)units + unit;
         unsigned long long v;
-        unsigned tries = 0;
         do {
             v = load_now(at);
-            BOUNDED(tries)
         } while ((unsigned)(v >> 32) != sequence);
         h[i] = __uint_as_float((unsigned)v);
     }

@@ -2,8 +2,8 @@
 //!
 //! The input products of all steps are one matrix product a layer and direction; what recurs is
 //! left to `ptx/rnn_stack.cu`: a kernel that walks all steps, or, for wide layers, a product and an
-//! elementwise kernel a step. Most cells have faster ways that are tried first: [`super::rnn_latency`],
-//! [`super::rnn_wide`] and [`super::rnn_batch`].
+//! elementwise kernel a step. Most cells have faster ways that are tried first:
+//! [`super::rnn_latency`], [`super::rnn_wide`] and [`super::rnn_batch`].
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::{KernelClass, Precision};

@@ -23,7 +23,7 @@ const LANES: usize = 8;
 const WARPS: usize = 8;
 const INPUT_WARPS: usize = 4;
 const THREADS: u32 = 32 * (WARPS + INPUT_WARPS) as u32;
-/// K-steps of W_ih that are brought at a time, and their bytes.
+/// K-steps of W_ih that a warp is brought at a time, their bytes, and most times ahead.
 const STAGE_STEPS: usize = 4;
 const STAGE_BYTES: usize = STAGE_STEPS * 1024;
 const STAGE_SLOTS_MAX: usize = 4;
@@ -65,6 +65,12 @@ impl Instance {
         FIXED_BYTES + WARPS * kept * FRAGMENT_BYTES + partial + COLUMNS * column_stride(k_steps)
     }
 
+    /// Most rows of a pass for which shared memory suffices, whatever their number up to that.
+    fn rows(&self, gpu: &Gpu, k_steps: usize) -> Option<usize> {
+        let fits = |columns| self.slots(gpu, columns, k_steps) > 0;
+        [COLUMNS, 4, 2, 1].into_iter().find(|&rows| fits(rows) && fits(1))
+    }
+
     /// Stages of W_ih that fit beside that.
     fn slots(&self, gpu: &Gpu, columns: usize, k_steps: usize) -> usize {
         let left = (gpu.shared_bytes_max as usize).saturating_sub(self.shared(columns, k_steps));
@@ -82,9 +88,10 @@ pub(crate) struct RnnWide {
     number: Number,
     precision: Precision,
     instance: Instance,
-    /// Blocks of a lane, and lanes of a launch.
+    /// Blocks of a lane, lanes of a launch, and rows of a pass.
     slices: usize,
     at_once: usize,
+    rows: usize,
     /// Directions of layers, lowest layers first.
     lanes: Vec<Packed>,
 }
@@ -203,10 +210,10 @@ impl RnnWide {
         let slices = groups.div_ceil(instance.groups);
         let beside = (gpu.multiprocessors as usize).saturating_sub(1);
         let at_once = (beside / slices).min(LANES).min(op.layers.len() * op.directions());
-        let fits = |layer| instance.slots(gpu, COLUMNS, k_steps(layer)) > 0;
-        if at_once == 0 || !(0..op.layers.len().min(2)).all(fits) {
+        let widest = (0..op.layers.len().min(2)).map(k_steps).max().unwrap_or(0);
+        let Some(rows) = instance.rows(gpu, widest).filter(|_| at_once > 0) else {
             return Ok(None);
-        }
+        };
         let tiles =
             Tiles { cell: op.cell, hidden: op.hidden, groups: slices * instance.groups, number };
         let own = padded_columns(1, op.hidden, groups);
@@ -235,6 +242,7 @@ impl RnnWide {
             instance,
             slices,
             at_once,
+            rows,
             lanes,
         }))
     }
@@ -254,15 +262,15 @@ impl RnnWide {
         Ok(true)
     }
 
-    /// Appends the launches of a stack between its ends: for every eight rows, for as many lanes
-    /// as the GPU holds at once.
+    /// Appends the launches of a stack between its ends: for a few rows after another, for as many
+    /// lanes as the GPU holds at once.
     pub(crate) fn launch(&self, build: &mut Build<'_>, ends: &Ends, op: &str) {
         let shape = build.shape(self.op.x);
         let (batch, time) = (shape[0], shape[1]);
         if batch == 0 || time == 0 {
             return;
         }
-        let columns = batch.min(COLUMNS);
+        let columns = batch.min(self.rows);
         let k_steps = self.lanes.iter().map(|lane| lane.k_steps).max().unwrap_or(0);
         let slots = self.instance.slots(build.gpu(), columns, k_steps);
         let shared = self.instance.shared(columns, k_steps) + slots * INPUT_WARPS * STAGE_BYTES;
@@ -270,7 +278,7 @@ impl RnnWide {
         all.stage_slots = slots as u32;
         let lanes = self.lanes(build, &all);
         let beyond = build.gpu().multiprocessors as usize;
-        for first in (0..batch).step_by(COLUMNS) {
+        for first in (0..batch).step_by(self.rows) {
             for (i, lanes) in lanes.chunks(self.at_once).enumerate() {
                 let mut parameters = all;
                 let blocks = lanes.len() * self.slices;
@@ -281,7 +289,7 @@ impl RnnWide {
                 parameters.first_row = first as u32;
                 parameters.stages = u32::from(i == 0);
                 parameters.ends = u32::from((i + 1) * self.at_once >= self.lanes.len());
-                if first + COLUMNS < batch {
+                if first + self.rows < batch {
                     parameters.flag = 0;
                 }
                 let one = if columns == 1 { "_one" } else { "" };
@@ -408,5 +416,25 @@ impl RnnWide {
             });
         }
         lanes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_layers_fit_in_every_precision() {
+        let gpu = Gpu::typical((9, 0));
+        // 1000 units below, and the rows that then fit beside their weights.
+        for (precision, rows) in [(Precision::F16, 8), (Precision::Tf32, 8), (Precision::F32, 4)] {
+            let number = Number::of(precision);
+            let k_steps = number.k_steps(1000);
+            let instance = Instance::choose(number, k_steps).expect("it is narrow enough");
+            assert_eq!(instance.rows(&gpu, k_steps.next_multiple_of(STAGE_STEPS)), Some(rows));
+        }
+        assert_eq!(Instance::choose(Number::of(Precision::F32), 129), None);
+        let f32 = Instance::choose(Number::of(Precision::F32), 128).expect("it is narrow enough");
+        assert_eq!(f32.rows(&gpu, 256), None);
     }
 }
