@@ -16,7 +16,7 @@
 // Products are m16n8k16 (m16n8k8 for 32-bit numbers) with weights as A and up to eight columns
 // (rows of the batch; in INPUTS rows times steps) as B: a column's bits depend on no other.
 // The 16 rows of two tiles are the four gates of eight units, so that one thread ends with all the
-// gates of its unit. The order over K is fixed by K alone: four chains (two up to 8 k-steps), added
+// gates of its unit. The order over K is fixed by K alone: four chains (two up to 4 k-steps), added
 // in pairs.
 #pragma once
 #include "run.cuh"
@@ -43,9 +43,11 @@ struct Role {
     unsigned words;   // INPUTS: 32-bit words of a column from each source; STAGE: that it writes
     unsigned row;     // of the states: layer and direction
     unsigned side;    // direction
+    unsigned outwards; // INPUTS: whether the steps are taken from the middle outwards
     unsigned keep;    // INPUTS: whether weights are kept in shared memory
     unsigned extra;   // RECURRENCE: k-steps kept in shared memory rather than in registers
     unsigned chunk;   // INPUTS: steps at a time, at most 8 / columns
+    unsigned unused;
 };
 
 constexpr int ROLES_MAX = 32;
@@ -60,6 +62,7 @@ struct RnnLatency {
     unsigned long long out;                     // f32 [batch, outputs]
     unsigned long long flag;                    // becomes the sequence number
     unsigned long long arrivals;                // u32, zero between runs
+    unsigned long long epoch;                   // u32, launches before this one, or 0
     unsigned long long clocks;                  // measurements, or 0
     unsigned batch, steps, features, hidden;
     unsigned groups;     // of eight units
@@ -312,16 +315,24 @@ __device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                  :: "r"(barrier), "r"(bytes) : "memory");
 }
+// For data in this block's shared memory. Of the scope `.cluster` the compiler would make, besides,
+// an invalidation of level 1 (CCTL.IVALL), which waits for loads on their way and which nothing
+// needs: what peers store goes to shared memory itself, and all else is read past level 1.
 __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) {
     asm volatile("{\n.reg .pred done;\nagain:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
 #endif
 
-// A number of this launch, other than those of the launches before it.
+// A number of this launch, other than those of the launches before it. Where the header is in host
+// memory, which serves one reader after another, it is counted on the device: the last block adds
+// one when all others have what they need.
 __device__ __forceinline__ unsigned sequence_of(const RnnLatency& p) {
-    return ((const RunHeader*)p.header)->sequence * p.passes + p.pass;
+    if (!p.epoch) return ((const RunHeader*)p.header)->sequence * p.passes + p.pass;
+    unsigned launches;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(launches) : "l"(p.epoch) : "memory");
+    return launches + 1;
 }
 
 // ---- recurrence ----------------------------------------------------------------------------
@@ -340,11 +351,13 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
                                       unsigned group, unsigned groups, char* h_shared,
                                       unsigned barriers, unsigned* gather, const uint4* mine,
                                       const uint4* extra, unsigned sequence) {
-    constexpr int CHAINS = KS > 8 ? 4 : 2;
+    constexpr int CHAINS = KS > 4 ? 4 : 2;
     constexpr int WORD_UNITS = 4 / N::BYTES; // units of a word
     constexpr int COLUMNS = ONE ? 1 : 2;     // of a thread
     constexpr int WORDS = !ONE && N::BYTES == 4 ? 2 : 1; // that a thread passes on
     constexpr int GROUP_WORDS = 8 / WORD_UNITS;          // of a column
+    // Whether this step's input sums are looked at before the products rather than after them.
+    constexpr bool SUMS_FIRST = ALONE || (ONE && KS > 8);
     const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const unsigned stride = column_stride(KS + role.extra);
     const unsigned columns = ONE ? 1 : p.columns, steps = role.steps;
@@ -413,16 +426,15 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
     const char* const from = h_shared + (g < columns ? g : 0) * stride + q * 16;
     unsigned word[WORDS];
     float v[COLUMNS];
-    // Input sums are read so many steps ahead.
-    constexpr int AHEAD_STEPS = ONE ? 3 : ALONE ? 1 : KS > 8 ? 2 : 3;
-    float4 ring[AHEAD_STEPS + 1][COLUMNS];
+    // Input sums are read when those of so many steps before have been used.
+    constexpr int AHEAD_STEPS = ONE ? 4 : ALONE ? 2 : KS > 8 ? 3 : 4;
+    float4 ring[AHEAD_STEPS][COLUMNS];
 #pragma unroll
     for (int j = 0; j < COLUMNS; ++j) {
 #pragma unroll
-        for (int i = 0; i <= AHEAD_STEPS; ++i) {
+        for (int i = 0; i < AHEAD_STEPS; ++i) {
             ring[i][j] = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-            if (i < AHEAD_STEPS)
-                load_now_if(has[j] && steps > 0, ring[i][j], sums + i * sums_step + 8 * j);
+            load_now_if(has[j] && steps > 0, ring[i][j], sums + i * sums_step + 8 * j);
         }
         v[j] = 0.0f;
     }
@@ -432,7 +444,9 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
     // One column: a thread passes a word to a peer a round. More
     // columns: it passes eight units of one column, gathered through shared memory.
     constexpr int PEERS = 32 / GROUP_WORDS;
+    // A cluster's size is a power of two.
     const unsigned local = shared_address(h_shared), size = role.slices;
+    const unsigned size_bits = 31 - __clz(size);
     constexpr int ROUNDS = 16 / PEERS;
     unsigned to_peer[ROUNDS], peer_barrier[ROUNDS];
     bool sends[ROUNDS];
@@ -447,20 +461,18 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
     }
 #endif
 
-    // What can wait: h for the layer above, the sums given back, the sums of the next step (beyond
-    // the last they are anything).
-    auto afterwards = [&](bool start, float4 (&next)[COLUMNS]) __attribute__((always_inline)) {
-        if (!start) {
+    // What can wait until the next step's h is being read: h for the layer above, the sums of the
+    // last step given back, those of a later one asked for (beyond the last they are anything).
+    auto afterwards = [&](float4 (&x)[COLUMNS]) __attribute__((always_inline)) {
 #pragma unroll
-            for (int j = 0; j < WORDS; ++j)
-                store_now_if(passes[j] && goes_up, hidden + column[j] * words + place[j], word[j],
-                             sequence);
-            hidden += hidden_step;
-        }
+        for (int j = 0; j < WORDS; ++j)
+            store_now_if(passes[j] && goes_up, hidden + column[j] * words + place[j], word[j],
+                         sequence);
+        hidden += hidden_step;
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
-            if (!start) clear_if(has[j], sums - sums_step + 8 * j);
-            load_now_if(has[j], next[j], sums + AHEAD_STEPS * sums_step + 8 * j);
+            clear_if(has[j], sums - sums_step + 8 * j);
+            load_now_if(has[j], x[j], sums + (AHEAD_STEPS - 1) * sums_step + 8 * j);
         }
     };
     // Waits for this step's input sums.
@@ -488,7 +500,7 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
                                p.directions + role.side) * p.hidden + unit] = v[j];
         }
     };
-    auto step = [&](bool start, unsigned s, float4 (&x)[COLUMNS], float4 (&next)[COLUMNS])
+    auto step = [&](bool start, unsigned s, float4 (&x)[COLUMNS], float4 (&used)[COLUMNS])
         __attribute__((always_inline)) {
         const unsigned before = (s + 1) & 1, now = s & 1;
         float4 h[COLUMNS];
@@ -517,9 +529,9 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
 #if CLUSTERS
             if (!ALONE && !start && threadIdx.x == 0) barrier_expect(barriers + before * 8, bytes);
 #endif
-            afterwards(start, next);
+            if (!start) afterwards(used);
             STAMP(1)
-            arrive(x);
+            if (SUMS_FIRST) arrive(x);
             STAMP(2)
 #pragma unroll
             for (int k = 0; k < KS; k += 2) {
@@ -560,8 +572,8 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
                 h[j].z = fmaf(d[0][1][j], scale.z, bias.z);
                 h[j].w = fmaf(d[0][1][2 + j], scale.w, bias.w);
             }
+            if (!SUMS_FIRST) arrive(x);
         } else {
-            afterwards(start, next);
             arrive(x);
         }
 #ifdef RNN_LATENCY_CLOCKS
@@ -612,7 +624,7 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
                 constexpr int PARTS = GROUP_WORDS / 4; // of 16 bytes, of a column
                 const unsigned target = local + now * 8 * stride + group * GROUP_WORDS * 4;
                 for (unsigned i = lane; i < size * columns * PARTS && more; i += 32) {
-                    const unsigned r = i % size, at = i / size;
+                    const unsigned r = i & (size - 1), at = i >> size_bits;
                     const uint4 part = ((const uint4*)mine)[at];
                     send4(at_rank(target + at / PARTS * stride + at % PARTS * 16, r), part,
                           at_rank(barriers + now * 8, r));
@@ -625,15 +637,15 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
         if (writes_y) write_y(s);
     };
     CLOCK(1)
-    if (steps > 0) step(true, 0, ring[0], ring[AHEAD_STEPS]);
+    if (steps > 0) step(true, 0, ring[0], ring[0]);
     CLOCK(2)
-    for (unsigned s = 1; s < steps; s += AHEAD_STEPS + 1) {
+    for (unsigned s = 1; s < steps; s += AHEAD_STEPS) {
 #pragma unroll
-        for (int i = 0; i <= AHEAD_STEPS; ++i)
-            if (s + i < steps) step(false, s + i, ring[(i + 1) % (AHEAD_STEPS + 1)], ring[i]);
+        for (int i = 0; i < AHEAD_STEPS; ++i)
+            if (s + i < steps) step(false, s + i, ring[(i + 1) % AHEAD_STEPS], ring[i]);
     }
     CLOCK(3)
-    if (steps > 0) afterwards(false, ring[0]);
+    if (steps > 0) afterwards(ring[0]);
 #pragma unroll
     for (int j = 0; j < COLUMNS; ++j) {
         if (!has[j]) continue;
@@ -737,13 +749,11 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
     const Role role = given; // in registers: the loop is short
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const unsigned warps = blockDim.x / 32;
-    const unsigned row_group = block / (role.slices * role.phases);
-    const unsigned slice = block / role.phases % role.slices, phase = block % role.phases;
+    const unsigned slice = block / role.phases, phase = block % role.phases;
     const unsigned first = p.groups * slice / role.slices;
     const unsigned groups = p.groups * (slice + 1) / role.slices - first;
     const unsigned columns = p.columns, k_steps = role.k_steps;
     const unsigned stride = column_stride(k_steps);
-    unsigned* const late = (unsigned*)shared; // two masks of steps that are not there yet
     char* const b_shared = shared + 64;
     uint4* const kept = (uint4*)(b_shared + 8 * stride);
     const uint4* const packed = (const uint4*)role.weights + first * k_steps * 64ull;
@@ -755,7 +765,6 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
             copy_ahead(shared_address(kept + i), packed + i);
     for (unsigned i = threadIdx.x; i < 8 * stride / 4; i += blockDim.x)
         ((unsigned*)b_shared)[i] = 0;
-    if (threadIdx.x < 2) late[threadIdx.x] = 0;
 
     // What a warp loads: (part of) a column.
     const unsigned column = warp % 8, part = warp / 8 * 32 + lane, parts = warps / 8 * 32;
@@ -764,26 +773,26 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
     const unsigned words = role.words;
     const long long step_words = (role.reverse ? -1ll : 1ll) * columns * words;
     const long long origin =
-        ((row_group * (long long)p.steps + (role.reverse ? p.steps - 1 : 0)) * columns +
-         column % columns) * words + ahead * step_words;
-    const unsigned long long* const source0 = (const unsigned long long*)role.source[0] + origin;
-    const unsigned long long* const source1 =
-        role.source[1] ? (const unsigned long long*)role.source[1] + origin : nullptr;
+        ((role.reverse ? p.steps - 1ll : 0) * columns + column % columns) * words +
+        ahead * step_words;
+    // Into shared memory as it comes; reads go out four together.
     auto load = [&](const unsigned long long* from, unsigned* into) {
-        unsigned missing = 0;
         for (unsigned i = part; i < words; i += 4 * parts) {
             unsigned long long v[4];
+            unsigned missing;
+            do {
+                missing = 0;
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    if (i + j * parts < words) v[j] = load_now(from + i + j * parts);
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    if (i + j * parts < words) missing |= (unsigned)(v[j] >> 32) ^ sequence;
+            } while (missing);
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (i + j * parts < words) v[j] = load_now(from + i + j * parts);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                if (i + j * parts >= words) continue;
-                missing |= (unsigned)(v[j] >> 32) ^ sequence;
-                into[i + j * parts] = (unsigned)v[j];
-            }
+                if (i + j * parts < words) into[i + j * parts] = (unsigned)v[j];
         }
-        return missing;
     };
     // What a thread leaves: its unit of two columns.
     unsigned delay[2];
@@ -792,8 +801,8 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
         delay[j] = (2 * q + j) / columns;
-        out[j] = (float4*)role.sums + (row_group * (unsigned long long)role.steps + delay[j]) *
-                 out_step + (first * columns + (2 * q + j) % columns) * 8 + g;
+        out[j] = (float4*)role.sums + delay[j] * out_step +
+                 (first * columns + (2 * q + j) % columns) * 8 + g;
     }
     const float4* const affine = (const float4*)role.affine + (first * 8 + g) * 2;
     const unsigned own = warp < groups ? warp : 0;
@@ -802,27 +811,24 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
     copies_done();
     __syncthreads();
 
-    unsigned parity = 0;
-    const unsigned stride_steps = role.phases * role.chunk;
-    for (unsigned s = phase * role.chunk; s < role.steps;) {
-        const unsigned wanted = min(role.chunk, role.steps - s);
-        unsigned count;
-        do {
-            unsigned missing = 0;
-            if (ahead < wanted && part < parts) {
-                missing = load(source0 + s * step_words, to);
-                if (source1) missing |= load(source1 + s * step_words, to + words);
-            }
-            if (__any_sync(~0u, missing != 0) && lane == 0) atomicOr(&late[parity], 1u << ahead);
-            __syncthreads();
-            const unsigned all = late[parity];
-            if (threadIdx.x == 0) late[parity ^ 1] = 0;
-            parity ^= 1;
-            count = all ? min(wanted, (unsigned)__ffs(all) - 1) : wanted;
-            // With more phases than one, chunks are where they are.
-            if (count >= (role.phases > 1 ? wanted : 1)) break;
-            __syncthreads();
-        } while (true);
+    const unsigned chunks = (role.steps + role.chunk - 1) / role.chunk;
+    for (unsigned item = phase; item < chunks * p.row_groups; item += role.phases) {
+        const unsigned row_group = item % p.row_groups, turn = item / p.row_groups;
+        // From the middle outwards: chunks / 2, the one before, the one after, and so on.
+        const unsigned at = !role.outwards ? turn
+            : turn % 2                     ? chunks / 2 - (turn + 1) / 2
+                                           : chunks / 2 + turn / 2;
+        const unsigned s = at * role.chunk, count = min(role.chunk, role.steps - s);
+        if (ahead < count && part < parts) {
+            const long long from = origin + row_group * (long long)p.steps * columns * words +
+                                   s * step_words;
+            load((const unsigned long long*)role.source[0] + from, to);
+            if (role.source[1])
+                load((const unsigned long long*)role.source[1] + from, to + words);
+        }
+        __syncthreads();
+        const unsigned long long out_at = (row_group * (unsigned long long)role.steps + s) *
+                                          out_step;
         for (unsigned group = warp; group < groups; group += warps) {
             float d[4][2][4];
 #pragma unroll
@@ -864,11 +870,11 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
                                              present(fmaf(sum(0, 2 + j), scale.y, bias.y)),
                                              present(fmaf(sum(1, j), scale.z, bias.z)),
                                              present(fmaf(sum(1, 2 + j), scale.w, bias.w)));
-                if (delay[j] < count) store_now(out[j] + s * out_step + group * columns * 8, v);
+                if (delay[j] < count)
+                    store_now(out[j] + out_at + group * columns * 8, v);
             }
         }
         __syncthreads();
-        s += role.phases > 1 ? stride_steps : count;
     }
 }
 
@@ -897,6 +903,13 @@ __device__ __forceinline__ void stage(const RnnLatency& p, const Role& role, uns
             const unsigned row = min(row_of(p, row_group, column), p.batch - 1);
             const unsigned k = word * WORD_UNITS;
             const float* from = x + (row * (unsigned long long)p.steps + step) * p.features + k;
+            // Host memory serves two reads of a line one after the other.
+            if (WORD_UNITS == 2 && p.features % 2 == 0 && k < p.features) {
+                const float2 both = *(const float2*)from;
+                v[j][0] = both.x;
+                v[j][1] = both.y;
+                continue;
+            }
             if (k < p.features) v[j][0] = from[0];
             if (WORD_UNITS == 2 && k + 1 < p.features) v[j][1] = from[1];
         }
@@ -924,6 +937,9 @@ __device__ __forceinline__ void head(const RnnLatency& p, const Role& role, unsi
     float* const kept = h + p.columns * width;
     const float* weights = (const float*)p.head_weights;
     const unsigned sequence = sequence_of(p);
+    unsigned run = 0; // what the host knows this run by
+    if (threadIdx.x == 0 && p.flag)
+        asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(run) : "l"(p.header) : "memory");
     if (role.keep) {
         for (unsigned i = threadIdx.x; i < p.outputs * width; i += blockDim.x) kept[i] = weights[i];
         weights = kept;
@@ -953,16 +969,17 @@ __device__ __forceinline__ void head(const RnnLatency& p, const Role& role, unsi
                 sum + (p.head_bias ? ((const float*)p.head_bias)[n] : 0.0f);
     }
     __syncthreads();
-    if (threadIdx.x == 0 && p.flag) {
+    if (threadIdx.x == 0) {
         bool final = true;
         if (p.row_groups > 1) {
             __threadfence_system();
             final = atomicAdd((unsigned*)p.arrivals, 1u) == p.row_groups - 1;
             if (final) atomicExch((unsigned*)p.arrivals, 0u);
         }
-        if (final)
+        if (final && p.epoch) *(unsigned*)p.epoch = sequence;
+        if (final && p.flag)
             asm volatile("fence.acq_rel.sys; st.relaxed.sys.global.u32 [%0], %1;"
-                         :: "l"(p.flag), "r"(((const RunHeader*)p.header)->sequence) : "memory");
+                         :: "l"(p.flag), "r"(run) : "memory");
     }
     CLOCK(3)
 }
@@ -976,7 +993,7 @@ __device__ __forceinline__ void rnn_latency(const RnnLatency& p) {
     const unsigned block = blockIdx.x - p.first[r];
     CLOCK(0)
     if (role.kind == INPUTS) {
-        if (block < role.slices * role.phases * p.row_groups) inputs<N>(p, role, block, shared);
+        if (block < role.slices * role.phases) inputs<N>(p, role, block, shared);
     } else if (role.kind == RECURRENCE) {
         if (block < role.slices * p.row_groups) recurrence<N, KS, ALONE>(p, role, block, shared);
     } else if (role.kind == STAGE) {

@@ -10,11 +10,34 @@
 //   3. the input read once (reads of host memory are 2 us each)      35.4  72.2  90.2 116.7
 //   4. input sums asked for three steps ahead                        32.6  65.6  85.4 107.2
 //   5. sums given back before the next are asked for                  33.4  63.6  87.3 103.0     -
-// A step of a is about 650 cycles: 20 to wake, 150 products, 75 gates, 130 gathering and sending,
-// 210 under way to the peers; the rest is sums given back and asked for. Before the first step go
-// 5 us: 2.5 of them the read of host memory, the others two hops through level 2. A layer's lag is
-// 2 us, the head and the flag 1.4. c does not fit and is
-// `rnn_wide_hopper.cu`'s.
+// 6 and 7 were timed with `times_of_the_workloads` of `tests/recurrent_whole.rs`, which is another
+// program than the one of 1 to 5: compare 6 with 7. G and H are g and h with 32 rows; k is what one
+// more step of one layer of a takes, in ns.
+//                                                            a     b     g     h     G     H   k
+//   6. what can wait done after the sends instead of while h
+//      is read (predicted -2; loads on their way then hold up
+//      the next wait)                                      39.0  74.1 105.6 119.0 160.2 313.0 478
+//   7. back, and three more:                               31.6  61.1  83.3  94.1 136.0 287.6 362
+//      - the wait for h acquires in the block's scope alone: the cluster's has the compiler
+//        invalidate level 1 at every step. Not predicted, found in the machine code; in 6's order
+//        it took g from 103.1 to 91.4 and h from 118.6 to 102.8, but a from 35.5 to 39.3;
+//      - a shift where each thread of several columns divided to find its peer;
+//      - four chains of products from 7 k-steps on (predicted 40 cycles a step: within the spread);
+//      - the steps of the layer below taken in turn by 32 blocks instead of 16: a 32.4 to 31.6.
+//      Whether sums are looked at before the products (b 61.1, h 94.1) or after (62.9, 109.9; a, g:
+//      after 32.4 and 83.3, before 33.7 and 84.7) goes by width, for a reason not known. Each was
+//      timed in a build that had all widths alike; that with the better of each was not timed.
+// With several row groups the input products had been a block for each, up to 512 of which one
+// fits a multiprocessor, and recurrences start when all have: now they take the row groups in
+// turn, from the middle of the window outwards where two directions are below. At 5's step H takes
+// 105 us less with 64 such blocks than with 32; 96 are no better at 7's.
+// Not faster: 2, 8 and 16 blocks a layer of a; and blocks of one row each, whose recurrence stays
+// in one multiprocessor (half2 products added up by an mma with ones, 13 warps for 100 units).
+// Predicted 240 ns a step, found 620: of about 1,200 cycles the products took 420 to 470 (a half2
+// instruction every two cycles, not every one), strong loads and stores of 13 warps about 240,
+// barrier and store 170, a gate 90.
+// Of a, about 11 us are not steps (6.4 a launch that does nothing), and the second layer takes 2
+// to 3. c does not fit and is `rnn_wide_hopper.cu`'s.
 #include "rnn_latency.cuh"
 
 RNN_LATENCY_CLUSTER(F16, f16, 7)

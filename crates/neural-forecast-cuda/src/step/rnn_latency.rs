@@ -128,7 +128,8 @@ impl Instance {
         };
         let _ = number;
         let least = [2, 4, 8, 16].into_iter().filter(|&b| b <= most).find(fits)?;
-        Some(least.max(wanted.min(groups).min(most)))
+        // A power of two: the kernels shift where they would divide.
+        Some(least.max(wanted.min(groups).min(most)).next_power_of_two())
     }
 }
 
@@ -200,9 +201,11 @@ struct Role {
     words: u32,
     row: u32,
     side: u32,
+    outwards: u32,
     keep: u32,
     extra: u32,
     chunk: u32,
+    unused: u32,
 }
 
 const INPUTS: u32 = 0;
@@ -224,6 +227,7 @@ struct Parameters {
     out: u64,
     flag: u64,
     arrivals: u64,
+    epoch: u64,
     clocks: u64,
     batch: u32,
     steps: u32,
@@ -247,7 +251,7 @@ struct Parameters {
     role: [Role; ROLES_MAX],
 }
 
-// SAFETY: `#[repr(C)]`; a `Role` is 7 fields of 8 bytes and 12 of 4, this struct 14 of 8, 18 + 32
+// SAFETY: `#[repr(C)]`; a `Role` is 7 fields of 8 bytes and 14 of 4, this struct 15 of 8, 18 + 32
 // of 4 and 32 roles, so nothing is padded; the fields are those of `ptx/rnn_latency.cuh`.
 unsafe impl Arguments for Parameters {}
 
@@ -376,12 +380,15 @@ impl RnnLatency {
         let columns = batch.min(COLUMNS);
         let sizes = Sizes { batch, time, kept, columns, row_groups, groups, blocks };
         let roles = self.roles(build, ends, sizes);
-        let arrivals = if ends.head.is_some() { build.persistent(4) } else { 0 };
+        let [arrivals, epoch] = match ends.head {
+            Some(_) => [build.persistent(4), build.persistent(4)],
+            None => [0; 2],
+        };
         let passes = all.div_ceil(row_groups);
         for pass in 0..passes {
             let here = row_groups.min(all - pass * row_groups);
             let mut parameters = self.parameters(build, ends, sizes, &roles);
-            parameters.arrivals = arrivals;
+            (parameters.arrivals, parameters.epoch) = (arrivals, epoch);
             (parameters.passes, parameters.pass) = (passes as u32, pass as u32);
             parameters.first_group = (pass * row_groups) as u32;
             parameters.row_groups = here as u32;
@@ -474,6 +481,7 @@ impl RnnLatency {
         let Sizes { time, columns, row_groups, groups, blocks, .. } = sizes;
         let op = &self.op;
         let mut roles = Roles::new(blocks);
+        let shared_max = build.gpu().shared_bytes_max as usize;
         let words = self.number.words(self.features);
         let threads = groups.div_ceil(blocks).max(8) * 32;
         let sequence = |build: &mut Build<'_>, words: usize| {
@@ -507,7 +515,7 @@ impl RnnLatency {
                 let sums = build
                     .persistent((row_groups * steps + AHEAD_STEPS) * groups * columns * GROUP * 16);
                 hidden[d] = if top { 0 } else { sequence(build, h_words) };
-                self.inputs(&mut roles, packed, &below, (d, steps, sums), sizes);
+                self.inputs(&mut roles, packed, &below, (l, d, steps, sums), sizes, shared_max);
                 recurrences.push(Role {
                     weights: packed.w_hh,
                     affine: packed.affine_hh,
@@ -555,26 +563,35 @@ impl RnnLatency {
         roles: &mut Roles,
         packed: &Packed,
         below: &Below,
-        (direction, steps, sums): (usize, usize, u64),
+        (layer, direction, steps, sums): (usize, usize, usize, u64),
         sizes: Sizes,
+        shared_max: usize,
     ) {
         let Sizes { columns, row_groups, groups, .. } = sizes;
         let k_steps = packed.k_steps;
         let full = COLUMNS / columns;
         // Steps that come one by one are taken one by one, by blocks in turn.
         let chunk = if below.ready { full } else { 1 };
-        let slices = (groups * k_steps).div_ceil(SLICE_STEPS).clamp(1, groups);
-        let phases = PHASES.min(steps.div_ceil(chunk)).max(1);
+        let items = steps.div_ceil(chunk) * row_groups;
+        let slices = input_slices(groups, k_steps, row_groups);
+        let blocks = match below.ready || row_groups > 1 {
+            true => input_blocks(layer, row_groups),
+            false => (TURN_BLOCKS / self.layers.len()).clamp(PHASES, TURN_BLOCKS_MAX),
+        };
+        let phases = (blocks / slices).max(PHASES).min(items);
         let kept = groups.div_ceil(slices) * k_steps * TILES_BYTES;
         let columns_bytes = COLUMNS * column_stride(k_steps);
-        let keep = kept <= KEPT_BYTES_MAX;
+        let keep = kept <= KEPT_BYTES_MAX && 64 + columns_bytes + kept <= shared_max;
         let shared = 64 + columns_bytes + if keep { kept } else { 0 };
+        // Both directions below have a step when the later of them has.
+        let outwards = layer > 0 && below.ready && chunk < steps;
         let role = Role {
             weights: packed.w_ih,
             affine: packed.affine_ih,
             source: below.source,
             sums,
             kind: INPUTS,
+            outwards: u32::from(outwards),
             steps: steps as u32,
             reverse: direction as u32,
             slices: slices as u32,
@@ -585,7 +602,7 @@ impl RnnLatency {
             chunk: chunk as u32,
             ..Role::default()
         };
-        roles.push(role, slices * phases * row_groups, shared);
+        roles.push(role, slices * phases, shared);
     }
 }
 
@@ -601,10 +618,36 @@ struct Below {
 /// Blocks that bring the input. Reads of host memory take a microsecond or two whatever their
 /// number, so many are in flight at once.
 const STAGE_BLOCKS: usize = 32;
-/// K-steps of weights, over all groups, of a block of input products.
+/// K-steps of weights, over all groups, of a block of input products: few for one row group, whose
+/// forecast waits for them, more where each block serves several.
 const SLICE_STEPS: usize = 64;
-/// Blocks that take turns with the input products of a direction.
+const SLICE_STEPS_MAX: usize = 144;
+/// Fewest blocks that take turns with a slice of the input products of a direction.
 const PHASES: usize = 4;
+
+/// Blocks among which the units are split for input products.
+fn input_slices(groups: usize, k_steps: usize, row_groups: usize) -> usize {
+    match row_groups {
+        1 => (groups * k_steps).div_ceil(SLICE_STEPS).clamp(1, groups),
+        _ => groups.div_ceil((SLICE_STEPS_MAX / k_steps).max(1)),
+    }
+}
+
+/// Blocks that take a lone forecast's steps in turn as the layer below makes them: of all layers
+/// together, so that these are resident at once, and most of one.
+const TURN_BLOCKS: usize = 96;
+const TURN_BLOCKS_MAX: usize = 32;
+
+/// Blocks for the input products of one direction of a layer where there is more than one column,
+/// or where the steps are there at once. Several row groups: the first layer's leave room for the
+/// recurrences that wait for them, the others' run beside those. A recurrence starts when these
+/// have, so that more blocks than multiprocessors would be served in turns.
+fn input_blocks(layer: usize, row_groups: usize) -> usize {
+    match (layer, row_groups) {
+        (_, 1) | (0, _) => 16,
+        _ => 64,
+    }
+}
 
 /// Blocks that share a layer where the weights would fit fewer.
 fn wanted_blocks(groups: usize, number: Number, row_groups: usize) -> usize {
