@@ -1,7 +1,7 @@
 // `attention` of many queries over keys of the same run, without bias or groups: an invocation a
-// query, which holds the query, its sums and its softmax in registers. Sixteen keys and values at a
-// time are in workgroup memory, where all invocations read the same element at once. `attention` has
-// the other cases.
+// query, which holds the query, its sums and its softmax in registers. Sixteen keys and values at
+// a time are in workgroup memory, where all invocations read the same element at once. `attention`
+// has the other cases.
 //
 // Keys are taken in ascending order, so that a query's bits do not depend on its neighbours.
 

@@ -1,9 +1,12 @@
-//! A trial of the matrices that subgroups multiply together, on the device itself: products of small
-//! whole numbers, whose sums are exact in any order, in every tile that `linear_cooperative` has.
+//! A trial of the matrices that subgroups multiply together, on the device itself: products of
+//! small whole numbers, whose sums are exact in any order, in every tile that `linear_cooperative`
+//! has.
 //!
-//! The feature is experimental in wgpu and rare in drivers' own tests, so that it serves only where
-//! it has given every bit right. It is tried once a device, when the first plan is loaded in half
-//! precision; what came of it is kept and can be asked for.
+//! The feature is experimental in wgpu, so that it serves only where it has given every bit right.
+//! One thing is known to be wanting: such shaders are under Vulkan's memory model, and wgpu 30 does
+//! not mark accesses to workgroup memory as shared between invocations there, so that a driver
+//! might, by the letter, move them across barriers. It is tried once a device, when the first plan
+//! is loaded in half precision; what came of it is kept and can be asked for.
 
 use std::sync::Arc;
 
