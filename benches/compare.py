@@ -49,6 +49,19 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+class Log(list):
+    """Rows, each also in a file as soon as it is there: a run that is cut short is not lost."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.file = open(path, "w") if path else None
+
+    def append(self, row):
+        super().append(row)
+        if self.file:
+            print(json.dumps(row), file=self.file, flush=True)
+
+
 def call(command, log, side, number):
     print(f"round {number}: {side}", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -64,7 +77,7 @@ EVERY_ROUND = -1
 
 def measure_gpu(args):
     """Rounds of peers and ours on one NVIDIA GPU; within a round all peers, then all of ours."""
-    log = []
+    log = Log(args.log)
     peers = [args.python, args.peers, "--device", "cuda"]
     chosen = sum((["--workload", name] for name in args.workload), [])
     for name in args.compile:
@@ -132,7 +145,7 @@ def gpu_table(log):
 
 
 def measure(args):
-    log = []
+    log = Log(args.log)
     threads = ["--threads", str(args.threads)] if args.threads else []
     batches = [["--batch", str(batch)] for batch in args.batch] or [[]]
     for number in range(args.rounds):
@@ -241,9 +254,6 @@ def main():
             log = lines(file.read())
     elif args.peers and args.binary:
         log = measure_gpu(args) if args.device == "cuda" else measure(args)
-        if args.log:
-            with open(args.log, "w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in log)
     else:
         p.error("--peers and --binary, or --from-log")
     print(gpu_table(log) if args.device == "cuda" else table(log))

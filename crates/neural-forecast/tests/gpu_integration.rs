@@ -309,7 +309,7 @@ fn models_on_webgpu_equal_pytorch() {
     let (output, info) = model.predict_with_info(&x).unwrap();
     assert_close(&output, &y);
     assert_eq!(info.device, "gpu:0");
-    let loops = info.kernels.iter().find(|count| count.kernel == "rnn_stack-wgsl-f32");
+    let loops = info.kernels.iter().find(|count| count.kernel == "rnn_row-wgsl-f32");
     assert!(info.fallback.is_none() && loops.is_some_and(|n| n.launches == 4), "{info:?}");
     let (x, y) = windows("guide_transformer.json");
     for use_flash_attention in [true, false] {
