@@ -147,14 +147,14 @@ pub(crate) struct RnnLatency {
 }
 
 /// Weights of one direction of a layer.
-#[derive(Debug)]
-struct Packed {
-    w_ih: u64,
-    affine_ih: u64,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packed {
+    pub(super) w_ih: u64,
+    pub(super) affine_ih: u64,
     /// K-steps of `w_ih`.
-    k_steps: usize,
-    w_hh: u64,
-    affine_hh: u64,
+    pub(super) k_steps: usize,
+    pub(super) w_hh: u64,
+    pub(super) affine_hh: u64,
 }
 
 /// What surrounds a stack.

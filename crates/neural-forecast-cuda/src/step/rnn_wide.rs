@@ -11,7 +11,7 @@ use neural_forecast_runtime::ops::{Cell, Initial, Keep, RnnStack};
 use neural_forecast_runtime::plan::{StateId, ValueId};
 
 use super::rnn_latency::{
-    COLUMNS, Ends, GROUP, Number, STEP_BYTES, Tiles, column_stride, padded_columns, pair,
+    COLUMNS, Ends, GROUP, Number, Packed, STEP_BYTES, Tiles, column_stride, padded_columns, pair,
 };
 use super::{Build, Packer};
 use crate::gpu::Gpu;
@@ -94,17 +94,6 @@ pub(crate) struct RnnWide {
     rows: usize,
     /// Directions of layers, lowest layers first.
     lanes: Vec<Packed>,
-}
-
-/// Weights of a direction of a layer.
-#[derive(Clone, Copy, Debug)]
-struct Packed {
-    w_ih: u64,
-    affine_ih: u64,
-    /// K-steps of `w_ih`.
-    k_steps: usize,
-    w_hh: u64,
-    affine_hh: u64,
 }
 
 /// `WideLane` of `ptx/rnn_wide.cuh`.
