@@ -1,7 +1,8 @@
 //! Whole forecasts through the library: windows, scaling, network, quantiles, stamps.
 //!
 //! The shipped models, and the folders named in `NF_BENCH_FOLDERS` (separated by colons), such as
-//! neuralforecast's own defaults saved by `neuralforecast_defaults.py`. For one series it prints
+//! neuralforecast's own defaults saved by `neuralforecast_defaults.py`; `NF_BENCH_PRECISION=bf16` is
+//! another format than f32. For one series it prints
 //! p50, p99, p99.9 and max of single calls beside criterion's mean, because users wait for calls
 //! and not for means, and beside them the forward program alone, called in turn with the whole
 //! forecast: what lies between the two is the library's own work. For many series it prints series
@@ -18,7 +19,7 @@ use neural_forecast::forecaster::{ForecastRequest, Forecaster, ForecasterOptions
 use neural_forecast::frame::{Frame, Series};
 use neural_forecast::models::Network;
 use neural_forecast::shipped;
-use neural_forecast_runtime::device::{Data, Program, Request, Run};
+use neural_forecast_runtime::device::{Data, LoadOptions, Precision, Program, Request, Run};
 use neural_forecast_runtime::plan::{Bucket, EntryKind};
 
 /// Steps of history, more than any measured model looks back.
@@ -32,6 +33,12 @@ const MANY: usize = 10_000;
 
 /// Bulk forecasts of which the median is taken.
 const BULK_CALLS: usize = 5;
+
+/// What all of it computes in: `NF_BENCH_PRECISION`, or f32.
+fn precision() -> Precision {
+    let named = std::env::var("NF_BENCH_PRECISION").ok();
+    named.map_or(Precision::F32, |name| name.parse().expect("NF_BENCH_PRECISION is a precision"))
+}
 
 /// `measured` under `cargo bench`; `once` where a test only wants to see every case run.
 fn sized(measured: usize, once: usize) -> usize {
@@ -61,7 +68,7 @@ fn bulk(_: &mut Criterion) {
     let frame = history(many);
     for (name, checkpoint) in checkpoints() {
         let network = &checkpoint.models[0];
-        let options = EngineOptions::default();
+        let options = EngineOptions { precision: precision(), ..EngineOptions::default() };
         let engine =
             Engine::new(open.device.as_ref(), network.plan.clone(), &network.weights, options)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -98,8 +105,8 @@ fn checkpoints() -> Vec<(String, Checkpoint)> {
 }
 
 fn forecaster(name: &str, checkpoint: Checkpoint, open: &OpenDevice) -> Forecaster {
-    Forecaster::new(checkpoint, open, ForecasterOptions::default())
-        .unwrap_or_else(|error| panic!("{name}: {error}"))
+    let options = ForecasterOptions { precision: precision(), ..ForecasterOptions::default() };
+    Forecaster::new(checkpoint, open, options).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn predict(
@@ -123,7 +130,7 @@ struct Forward {
 
 impl Forward {
     fn new(open: &OpenDevice, network: &Network, frame: &Frame, rows: usize) -> Forward {
-        let load = neural_forecast_runtime::device::LoadOptions::default();
+        let load = LoadOptions { precision: precision(), ..LoadOptions::default() };
         let bucket = Bucket { batch: rows, length: network.context };
         let class = ForecasterOptions::default().class;
         let request = Request { entry: EntryKind::Full, bucket, class };

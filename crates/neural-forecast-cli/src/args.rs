@@ -237,6 +237,10 @@ pub struct VerifyArgs {
     /// Fresh windows of a workload that are compared, at most
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub windows: u64,
+    /// Windows of a workload a run; each batch is verified, as kernels may differ
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 64])]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub batch: Vec<u64>,
     /// No reference of a workload's window is begun after this many seconds
     #[arg(long, default_value_t = 60.0, value_parser = seconds)]
     pub seconds: f64,

@@ -21,6 +21,9 @@ pub struct PrecisionError {
     pub model: String,
     /// The precision's name.
     pub precision: &'static str,
+    /// Windows that a run of the device took together; none for a checkpoint, whose forecaster
+    /// makes its own batches.
+    pub batch: Option<usize>,
     /// Numbers compared.
     pub values: usize,
     /// Largest |difference| / max(1, |reference|); NaN if any forecast is not a number.
@@ -39,6 +42,7 @@ impl PrecisionError {
         PrecisionError {
             model: model.to_string(),
             precision: precision.name(),
+            batch: None,
             values: 0,
             error_max: f64::NAN,
             error_mean: f64::NAN,
@@ -123,6 +127,7 @@ pub(crate) fn summary(alias: &str, precision: Precision, pairs: &[(f64, f64)]) -
     PrecisionError {
         model: alias.to_string(),
         precision: precision.name(),
+        batch: None,
         values: pairs.len(),
         error_max: largest(&mut pairs.iter().map(relative)),
         error_mean: pairs.iter().map(relative).sum::<f64>() / pairs.len().max(1) as f64,

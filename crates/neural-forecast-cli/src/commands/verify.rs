@@ -30,7 +30,8 @@ pub(super) fn run(args: &VerifyArgs) -> Outcome {
     let found = match workload.and_then(|name| workloads::named(name).ok()) {
         Some(workload) => {
             let windows = count(args.windows);
-            workloads::verify(&workload, &device, &precisions, windows, args.seconds)?
+            let batches: Vec<usize> = args.batch.iter().map(|&batch| count(batch)).collect();
+            workloads::verify(&workload, &device, &precisions, &batches, windows, args.seconds)?
         }
         None => verify_model(args, &device, &precisions)?,
     };
@@ -38,7 +39,8 @@ pub(super) fn run(args: &VerifyArgs) -> Outcome {
     if args.json {
         print_json(&found)?;
     } else {
-        let header = ["model", "precision", "error max", "error mean", "of range", "values"];
+        let header =
+            ["model", "precision", "batch", "error max", "error mean", "of range", "values"];
         let mut rows = vec![header.map(String::from).to_vec()];
         rows.extend(found.iter().map(as_row));
         print(table(&rows).as_bytes())?;
@@ -79,7 +81,8 @@ fn tables(args: &VerifyArgs, model: &Model) -> Result<Tables, Failure> {
 }
 
 fn as_row(row: &PrecisionError) -> Vec<String> {
-    let mut cells = vec![row.model.clone(), row.precision.to_string()];
+    let batch = row.batch.map_or_else(|| String::from("-"), |batch| batch.to_string());
+    let mut cells = vec![row.model.clone(), row.precision.to_string(), batch];
     match &row.unavailable {
         Some(reason) => cells.push(format!("unavailable: {reason}")),
         None => {

@@ -107,6 +107,21 @@ fn each_precision_is_verified_against_f64() {
 }
 
 #[test]
+fn a_workload_is_verified_at_each_batch() {
+    let folder = Folder::new("other-verify-workload");
+    let name = ["verify", "transformer_small", "--windows", "3", "--precision", "f32"];
+    let found = json(&folder.run(&[&name[..], &["--batch", "1,2", "--json"]].concat()).success());
+    let rows = found.as_array().unwrap();
+    let batches: Vec<_> = rows.iter().map(|row| row["batch"].as_u64()).collect();
+    assert_eq!(batches, [Some(1), Some(2)]);
+    for row in rows {
+        // The reference of all three windows may take longer than is waited for.
+        assert!(row["values"].as_u64().unwrap() >= 10, "{row}");
+        assert!(row["error_max"].as_f64().unwrap() <= 1e-5, "{row}");
+    }
+}
+
+#[test]
 fn a_workload_is_measured_in_both_modes() {
     let folder = Folder::new("other-bench");
     for mode in ["full-window", "throughput"] {

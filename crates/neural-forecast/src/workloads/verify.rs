@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use neural_forecast_runtime::device::{Data, KernelClass, LoadOptions, Precision, Request, Run};
+use neural_forecast_runtime::device::{
+    Data, KernelClass, LoadOptions, Precision, Request, Resident, Run,
+};
 use neural_forecast_runtime::plan::{Bucket, EntryKind};
 use neural_forecast_runtime::reference::load_weights;
 
@@ -15,17 +17,16 @@ use super::measure::reference_window;
 use super::{Positions, Workload};
 use crate::device::OpenDevice;
 use crate::engine::device_error;
-use crate::error::{ErrorKind, Result, ResultExt};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::verify::{PrecisionError, summary};
 
 /// Seed of weights and windows.
 const SEED: u64 = 1;
 
-/// Most rows of one run.
-const ROWS_MAX: usize = 64;
-
 /// Forecasts `windows_max` fresh windows in each of `precisions`, or as many as the reference
-/// computes in `seconds` (at least one a core), and compares.
+/// computes in `seconds` (at least one a core), and compares. Once for each of `batches`, because
+/// a device may serve another batch with another kernel; runs take that many windows, the last
+/// run what is left.
 ///
 /// # Errors
 /// What the device reports; a precision that the device lacks is a row, not an error.
@@ -33,6 +34,7 @@ pub fn verify(
     workload: &Workload,
     open: &OpenDevice,
     precisions: &[Precision],
+    batches: &[usize],
     windows_max: usize,
     seconds: f64,
 ) -> Result<Vec<PrecisionError>> {
@@ -65,30 +67,50 @@ pub fn verify(
     let windows: Vec<_> = found.into_iter().map(|(_, window)| window).collect();
     let mut rows = Vec::new();
     for &precision in precisions {
-        let forecasts = forecasts(workload, open, precision, &windows).context(workload.name);
-        rows.push(match forecasts {
-            Ok(pairs) => summary(workload.name, precision, &pairs),
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                PrecisionError::unavailable(workload.name, precision, error.to_string())
+        let options = LoadOptions { precision, ..LoadOptions::default() };
+        let loaded = open.device.load(&plan, &weights, &options).map_err(device_error);
+        let mut resident = match loaded.context(workload.name) {
+            Ok(resident) => resident,
+            Err(error) => {
+                rows.push(unavailable(workload, precision, None, error)?);
+                continue;
             }
-            Err(error) => return Err(error),
-        });
+        };
+        for &batch in batches {
+            let pairs = forecasts(workload, &mut *resident, batch, &windows);
+            rows.push(match pairs.context(workload.name) {
+                Ok(pairs) => PrecisionError {
+                    batch: Some(batch),
+                    ..summary(workload.name, precision, &pairs)
+                },
+                Err(error) => unavailable(workload, precision, Some(batch), error)?,
+            });
+        }
     }
     Ok(rows)
+}
+
+/// The row of a precision or a batch that the device does not serve.
+fn unavailable(
+    workload: &Workload,
+    precision: Precision,
+    batch: Option<usize>,
+    error: Error,
+) -> Result<PrecisionError> {
+    if error.kind() != ErrorKind::Unsupported {
+        return Err(error);
+    }
+    let row = PrecisionError::unavailable(workload.name, precision, error.to_string());
+    Ok(PrecisionError { batch, ..row })
 }
 
 /// Reference and forecast, element by element.
 fn forecasts(
     workload: &Workload,
-    open: &OpenDevice,
-    precision: Precision,
+    resident: &mut dyn Resident,
+    batch: usize,
     windows: &[(Vec<f32>, Vec<f64>)],
 ) -> Result<Vec<(f64, f64)>> {
-    let plan = workload.plan(Positions::Last)?;
-    let weights = workload.weights(&plan, SEED);
-    let options = LoadOptions { precision, ..LoadOptions::default() };
-    let mut resident = open.device.load(&plan, &weights, &options).map_err(device_error)?;
-    let batch = windows.len().clamp(1, ROWS_MAX);
     let request = Request {
         entry: EntryKind::Full,
         bucket: Bucket { batch, length: workload.time() },
@@ -96,7 +118,7 @@ fn forecasts(
     };
     let mut program = resident.compile(request).map_err(device_error)?;
     let mut pairs = Vec::new();
-    for chunk in windows.chunks(batch) {
+    for chunk in windows.chunks(batch.max(1)) {
         let x: Vec<f32> = chunk.iter().flat_map(|(x, _)| x.iter().copied()).collect();
         let mut y = vec![f32::NAN; chunk.iter().map(|(_, expected)| expected.len()).sum()];
         program.write(0, Data::F32(&x));
