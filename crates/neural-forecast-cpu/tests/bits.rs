@@ -5,7 +5,7 @@
 
 mod machine;
 
-use machine::device;
+use machine::{device, tiers};
 use neural_forecast_cpu::{CpuDevice, Isa};
 use neural_forecast_runtime::DeviceErrorKind;
 use neural_forecast_runtime::device::{
@@ -76,7 +76,7 @@ fn separable(case: &Case) -> bool {
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_team() {
     let mut checked = 0;
-    for isa in Isa::available() {
+    for isa in tiers() {
         let (alone, team) = (device(isa, 1), device(isa, 3));
         for case in cases().iter().filter(|case| separable(case)) {
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {

@@ -5,7 +5,7 @@
 
 mod machine;
 
-use machine::device;
+use machine::{device, tiers};
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa, isa};
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
@@ -13,7 +13,7 @@ use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
 #[test]
 fn every_op_on_every_tier() {
     let cases = cases();
-    for isa in Isa::available() {
+    for isa in tiers() {
         for threads in [1, 2] {
             for (fuse, lower) in [(true, false), (false, true)] {
                 let options = LoadOptions { fuse, lower, ..LoadOptions::default() };
@@ -36,7 +36,7 @@ fn every_op_on_every_tier() {
 fn stay_close(precision: Precision, more: f64) {
     let cases: Vec<Case> = cases().iter().map(|case| case.widened(more)).collect();
     let options = LoadOptions { precision, ..LoadOptions::default() };
-    for isa in Isa::available() {
+    for isa in tiers() {
         let (ran, failures) = conform_all(&device(isa, 2), &cases, &options);
         assert!(failures.is_empty(), "{}:\n{}", isa.name(), failures.join("\n"));
         assert_eq!(ran, cases.len(), "{}: some cases were not supported", isa.name());
@@ -101,7 +101,7 @@ fn the_environment_forces_a_tier() {
 
 #[test]
 fn counters_name_the_kernel_that_served() {
-    for isa in Isa::available() {
+    for isa in tiers() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let device = device(isa, 1);
             let wide = Tolerance { absolute: 0.1, relative: 0.1 };

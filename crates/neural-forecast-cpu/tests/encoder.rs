@@ -5,8 +5,8 @@
 
 mod machine;
 
-use machine::device;
-use neural_forecast_cpu::{CpuDevice, Isa};
+use machine::{device, tiers};
+use neural_forecast_cpu::CpuDevice;
 use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request, Run};
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, FeedForward, Keep, Linear, NormKind, NormPlacement, NormWeights,
@@ -116,7 +116,7 @@ fn run(
 
 #[test]
 fn encoders_match_the_reference_however_they_are_shared() {
-    for isa in Isa::available() {
+    for isa in tiers() {
         for shape in shapes() {
             for (batch, length) in [(1, 16), (1, 17), (1, 67), (3, 40), (5, 13)] {
                 let case = encoder(Bucket { batch, length }, shape);
@@ -132,7 +132,7 @@ fn encoders_match_the_reference_however_they_are_shared() {
 
 #[test]
 fn bits_are_the_same_for_every_team_and_batch() {
-    for isa in Isa::available() {
+    for isa in tiers() {
         for shape in shapes() {
             let case = encoder(Bucket { batch: 5, length: 37 }, shape);
             for precision in [Precision::F32, Precision::Bf16] {

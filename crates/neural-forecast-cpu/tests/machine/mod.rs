@@ -12,3 +12,14 @@ pub(crate) fn device(isa: Isa, threads: usize) -> CpuDevice {
     };
     CpuDevice::new(options).expect("this machine has the instruction set")
 }
+
+/// The tiers to test: every one of this machine, or with `NF_TIERS=best` the best alone, where what
+/// is looked for does not depend on instructions.
+pub(crate) fn tiers() -> Vec<Isa> {
+    let all = Isa::available();
+    match std::env::var("NF_TIERS").as_deref() {
+        Err(_) => all,
+        Ok("best") => all.into_iter().next_back().into_iter().collect(),
+        Ok(other) => panic!("NF_TIERS: expected `best` or nothing, found `{other}`"),
+    }
+}
