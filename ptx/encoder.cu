@@ -202,3 +202,67 @@ extern "C" __global__ void __launch_bounds__(128)
         store_one(a, row, d, y);
     }
 }
+
+// Mirrored by `step::gemm_normed::StatisticsArguments`.
+struct StatisticsArguments {
+    uint64_t x;          // f32, rows `x_stride` floats apart
+    uint64_t h;          // out: the same in 16 bits, rows `h_stride` elements apart
+    uint64_t statistics; // out, [rows, groups]: mean, squared deviation from it
+    unsigned rows, x_stride, h_stride, groups;
+};
+
+// A quad for so many columns of a row, summed in the order of `row_statistics` in
+// `gemm_slim_hopper.cuh`, so that a row has the same bits from here and from there.
+template <unsigned COLUMNS, unsigned ELEMENT>
+__device__ __forceinline__ void statistics_of(const StatisticsArguments& a) {
+    wait_for_earlier();
+    constexpr unsigned PAIRS = COLUMNS / 8;
+    const unsigned index = (blockIdx.x * 256 + threadIdx.x) / 4;
+    const unsigned last = a.rows * a.groups - 1, at = min(index, last);
+    const unsigned row = at / a.groups, group = at - row * a.groups;
+    const unsigned column = group * COLUMNS + threadIdx.x % 4 * 2;
+    const float* from = reinterpret_cast<const float*>(a.x) + (size_t)row * a.x_stride + column;
+    float2 x[PAIRS];
+#pragma unroll
+    for (unsigned i = 0; i < PAIRS; i++) x[i] = *reinterpret_cast<const float2*>(from + 8 * i);
+    auto quad = [](float s) {
+        s += __shfl_xor_sync(~0u, s, 1);
+        return s + __shfl_xor_sync(~0u, s, 2);
+    };
+    float sum = 0.0f, square = 0.0f;
+#pragma unroll
+    for (unsigned i = 0; i < PAIRS; i++) sum += x[i].x + x[i].y;
+    const float mean = __fmul_rn(quad(sum), 1.0f / COLUMNS);
+#pragma unroll
+    for (unsigned i = 0; i < PAIRS; i++) {
+        const float u = x[i].x - mean, v = x[i].y - mean;
+        square = fmaf(u, u, fmaf(v, v, square));
+    }
+    square = quad(square);
+    if (index > last) return;
+    if (threadIdx.x % 4 == 0) {
+        reinterpret_cast<float2*>(a.statistics)[index] = make_float2(mean, square);
+    }
+    const size_t to = (size_t)row * a.h_stride + column;
+#pragma unroll
+    for (unsigned i = 0; i < PAIRS; i++) {
+        if (ELEMENT == ELEMENT_F16) {
+            const __half2 pair = __floats2half2_rn(x[i].x, x[i].y);
+            *reinterpret_cast<__half2*>(reinterpret_cast<__half*>(a.h) + to + 8 * i) = pair;
+        } else {
+            const __nv_bfloat162 pair = __floats2bfloat162_rn(x[i].x, x[i].y);
+            *reinterpret_cast<__nv_bfloat162*>(
+                reinterpret_cast<__nv_bfloat16*>(a.h) + to + 8 * i) = pair;
+        }
+    }
+}
+
+#define STATISTICS(COLUMNS, NAME, ELEMENT)                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                              \
+        encoder_statistics##COLUMNS##_##NAME(const __grid_constant__ StatisticsArguments a) {      \
+        statistics_of<COLUMNS, ELEMENT>(a);                                                        \
+    }
+STATISTICS(48, f16, ELEMENT_F16)
+STATISTICS(48, bf16, ELEMENT_BF16)
+STATISTICS(64, f16, ELEMENT_F16)
+STATISTICS(64, bf16, ELEMENT_BF16)

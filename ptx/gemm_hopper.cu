@@ -71,6 +71,29 @@ SLIM(gemm_slim48_bf16, __nv_bfloat16, 48, 10)
 SLIM(gemm_slim144_f16, __half, 144, 7)
 SLIM(gemm_slim144_bf16, __nv_bfloat16, 144, 7)
 
+// Between them the norms of an encoder have no kernels of their own.
+#define NORMED_SLIM(NAME, T, KIND, ...)                                                            \
+    extern "C" __global__ void __launch_bounds__(Slim<__VA_ARGS__>::THREADS, 1)                    \
+        NAME(const __grid_constant__ GemmStep p) {                                                 \
+        slim_product<T, Slim<__VA_ARGS__>, KIND>(p);                                               \
+    }
+#define NORMED_LARGE(NAME, T, KIND)                                                                \
+    extern "C" __global__ void __launch_bounds__(Shape<LARGE>::THREADS, 1)                         \
+        NAME(const __grid_constant__ GemmStep p) {                                                 \
+        product<T, Shape<LARGE>, KIND, NORMED>(p);                                                 \
+    }
+#define NORMED_KERNELS(T, SUFFIX)                                                                  \
+    NORMED_LARGE(gemm_normed_large_linear_##SUFFIX, T, LINEAR)                                     \
+    NORMED_LARGE(gemm_normed_large_gated_##SUFFIX, T, GATED)                                       \
+    NORMED_SLIM(gemm_normed144_linear_##SUFFIX, T, LINEAR, 144, 8, NORMED)                         \
+    NORMED_SLIM(gemm_normed144_gated_##SUFFIX, T, GATED, 144, 8, NORMED)                           \
+    NORMED_SLIM(gemm_normed192_linear_##SUFFIX, T, LINEAR, 192, 7, NORMED)                         \
+    NORMED_SLIM(gemm_normed192_gated_##SUFFIX, T, GATED, 192, 7, NORMED)                           \
+    SLIM(gemm_stream48_##SUFFIX, T, 48, 12, STREAM)                                                \
+    SLIM(gemm_stream64_##SUFFIX, T, 64, 12, STREAM)
+NORMED_KERNELS(__half, f16)
+NORMED_KERNELS(__nv_bfloat16, bf16)
+
 namespace products {
 
 // f32 rows in 16 bits, for products that read them as such.

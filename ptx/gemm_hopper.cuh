@@ -30,7 +30,14 @@ struct GemmStep {
     // For kernels that write without tensor copies; strides in elements.
     unsigned long long y_at, residual_at;
     unsigned m, y_stride, residual_stride;
-    unsigned reserved[9];
+    // Of rows whose norm a product makes up for (NORMED), or that it describes (STREAM): for each
+    // `group_columns` of a row, of which there are `groups`, mean and squared deviation from it.
+    unsigned rms; // no mean is taken off
+    unsigned long long statistics;
+    unsigned long long h_at; // STREAM: y once more, in 16 bits
+    unsigned groups, group_columns;
+    float eps;
+    unsigned h_stride;
 };
 static_assert(sizeof(GemmStep) == 640, "as `step::gemm_hopper` has it");
 
@@ -76,6 +83,64 @@ template <> __device__ __forceinline__ float2 unpack<__half>(unsigned bits) {
 }
 template <> __device__ __forceinline__ float2 unpack<__nv_bfloat16>(unsigned bits) {
     return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&bits));
+}
+
+// What a product does beside itself. NORMED: X is normalised, without that anyone writes the result:
+// W's rows are scaled by the norm's weights, `bias` has what its shifts come to, and behind that the
+// sums of W's rows, by which the mean is taken off; rows are scaled last. STREAM: Y is the residual
+// stream, written in f32 and in 16 bits, and described for a NORMED product.
+enum Side { PLAIN, NORMED, STREAM };
+
+// A normalised row is scale · x + shift.
+struct RowNorm {
+    float scale, shift;
+};
+
+constexpr int QUAD_GROUPS = 8; // of columns, that a thread looks at
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// The norms of rows that the threads of a quad have in common, from their groups' statistics.
+template <int ROWS> __device__ __forceinline__ void row_norms(
+    RowNorm (&norms)[ROWS], const GemmStep &p, const unsigned (&rows)[ROWS]
+) {
+    const float2 *from = reinterpret_cast<const float2 *>(p.statistics) + threadIdx.x % 4;
+    float2 part[ROWS][QUAD_GROUPS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < QUAD_GROUPS; j++) {
+            part[i][j] = make_float2(0.0f, 0.0f);
+            if (threadIdx.x % 4 + 4 * j < p.groups && rows[i] < p.m)
+                part[i][j] = __ldcg(from + rows[i] * size_t(p.groups) + 4 * j);
+        }
+    const float columns = p.group_columns, share = __frcp_rn(float(p.groups));
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        float sum = 0.0f, square = 0.0f;
+#pragma unroll
+        for (int j = 0; j < QUAD_GROUPS; j++)
+            sum += part[i][j].x;
+        const float mean = __fmul_rn(quad_sum(sum), share); // rounded, in every kernel
+#pragma unroll
+        for (int j = 0; j < QUAD_GROUPS; j++) {
+            const float apart = part[i][j].x - mean;
+            if (threadIdx.x % 4 + 4 * j < p.groups)
+                square += fmaf(apart * apart, columns, part[i][j].y);
+        }
+        const float variance = quad_sum(square) * share / columns;
+        norms[i].scale = rsqrtf((p.rms ? fmaf(mean, mean, variance) : variance) + p.eps);
+        norms[i].shift = p.rms ? 0.0f : -mean * norms[i].scale;
+    }
+}
+
+// Two sums of a row, normalised, with their biases.
+__device__ __forceinline__ void normalise(float2 &y, RowNorm norm, float2 w_sum, float2 bias) {
+    y.x = fmaf(norm.scale, y.x, fmaf(norm.shift, w_sum.x, bias.x));
+    y.y = fmaf(norm.scale, y.y, fmaf(norm.shift, w_sum.y, bias.y));
 }
 
 constexpr int ROW_BYTES = 128;   // of a stage, of a panel
@@ -148,12 +213,14 @@ template <int STAGES> struct Ring {
 
 template <typename S> struct Places {
     unsigned stages, panels, bias, full, empty;
+    unsigned w_sums; // of W's rows, NORMED
     __device__ __forceinline__ Places(unsigned base) {
         stages = base;
         panels = stages + S::STAGES * S::STAGE_BYTES;
         bias = panels + S::GROUPS * 2 * S::PANEL_BYTES;
         full = bias + S::GROUPS * S::COLUMNS * 4;
         empty = full + S::STAGES * 8;
+        w_sums = empty + S::STAGES * 8;
     }
 };
 
@@ -407,10 +474,10 @@ __device__ __forceinline__ void read_bias(float2 (&b)[4], unsigned bias, int sli
                      : "r"(bias + (slice * 32 + j * 8 + threadIdx.x % 4 * 2) * 4));
 }
 
-template <typename T, typename S, Activation KIND>
+template <typename T, typename S, Activation KIND, Side SIDE>
 __device__ __forceinline__ void finish(
     const GemmStep &p, float (&sums)[S::BLOCKS][S::COLUMNS / 2],
-    const Places<S> &at, Ring<S::STAGES> &ring, unsigned &buffer, unsigned group,
+    const RowNorm (&norms)[S::BLOCKS * 2], const Places<S> &at, Ring<S::STAGES> &ring, unsigned &buffer, unsigned group,
     unsigned row_offset, int row, int column
 ) {
     const unsigned thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
@@ -433,6 +500,9 @@ __device__ __forceinline__ void finish(
             read_residual<T, S>(extra, p.residual_bits, slice, at, ring, row_offset);
         float2 b[4];
         read_bias(b, bias, slice);
+        float2 w_sum[4] = {};
+        if constexpr (SIDE == NORMED)
+            read_bias(w_sum, at.w_sums + group * S::COLUMNS * 4, slice);
 #pragma unroll
         for (int block = 0; block < S::BLOCKS; block++) {
             float2 y[2][4];
@@ -441,8 +511,15 @@ __device__ __forceinline__ void finish(
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const int i = (slice * 4 + j) * 4 + half * 2;
-                    y[half][j].x = activate<KIND>(p, sums[block][i] + b[j].x);
-                    y[half][j].y = activate<KIND>(p, sums[block][i + 1] + b[j].y);
+                    y[half][j] = make_float2(sums[block][i], sums[block][i + 1]);
+                    if constexpr (SIDE == NORMED) {
+                        normalise(y[half][j], norms[2 * block + half], w_sum[j], b[j]);
+                    } else {
+                        y[half][j].x += b[j].x;
+                        y[half][j].y += b[j].y;
+                    }
+                    y[half][j].x = activate<KIND>(p, y[half][j].x);
+                    y[half][j].y = activate<KIND>(p, y[half][j].y);
                     if (p.residual_bits != 0) {
                         y[half][j].x += extra[block][half][j].x;
                         y[half][j].y += extra[block][half][j].y;
@@ -489,7 +566,7 @@ __device__ __forceinline__ void finish(
     }
 }
 
-template <typename T, typename S, Activation KIND>
+template <typename T, typename S, Activation KIND, Side SIDE>
 __device__ __forceinline__ void compute_tiles(
     const GemmStep &p, const Places<S> &at, unsigned rank, unsigned group
 ) {
@@ -512,11 +589,21 @@ __device__ __forceinline__ void compute_tiles(
         Tile tile = tile_at(p, t);
         int row = (tile.row * S::CLUSTER + rank) * S::ROWS + row_offset;
         int column = tile.column * S::COLUMNS;
-        float bias[(S::COLUMNS + 127) / 128];
+        float bias[(S::COLUMNS + 127) / 128], w_sum[(S::COLUMNS + 127) / 128];
 #pragma unroll
         for (int i = 0; i < (S::COLUMNS + 127) / 128; i++) {
             unsigned c = column + thread + 128 * i;
             bias[i] = p.bias != nullptr && c < p.n ? __ldg(p.bias + c) : 0.0f;
+            if constexpr (SIDE == NORMED)
+                w_sum[i] = c < p.n ? __ldg(p.bias + p.n + c) : 0.0f;
+        }
+        RowNorm norms[S::BLOCKS * 2];
+        if constexpr (SIDE == NORMED) {
+            unsigned rows[S::BLOCKS * 2];
+#pragma unroll
+            for (int i = 0; i < S::BLOCKS * 2; i++)
+                rows[i] = row + i / 2 * 64 + thread / 32 * 16 + lane / 4 + i % 2 * 8;
+            row_norms(norms, p, rows);
         }
         float sums[S::BLOCKS][S::COLUMNS / 2];
         // Warpgroups that alternate wait for their turn: the parity of a stage tells its next use
@@ -550,7 +637,17 @@ __device__ __forceinline__ void compute_tiles(
                              ),
                              "f"(bias[i])
                              : "memory");
-        finish<T, S, KIND>(p, sums, at, ring, buffer, group, row_offset, row, column);
+        if constexpr (SIDE == NORMED) {
+#pragma unroll
+            for (int i = 0; i < (S::COLUMNS + 127) / 128; i++)
+                if (S::COLUMNS % 128 == 0 || thread + 128 * i < S::COLUMNS)
+                    asm volatile("st.shared.f32 [%0], %1;" ::"r"(
+                                     at.w_sums + (group * S::COLUMNS + thread + 128 * i) * 4
+                                 ),
+                                 "f"(w_sum[i])
+                                 : "memory");
+        }
+        finish<T, S, KIND, SIDE>(p, sums, norms, at, ring, buffer, group, row_offset, row, column);
         if (S::ALTERNATE && S::GROUPS == 2)
             ring.skip(places);
     }
@@ -558,7 +655,7 @@ __device__ __forceinline__ void compute_tiles(
         bulk_wait_read<0>();
 }
 
-template <typename T, typename S, Activation KIND>
+template <typename T, typename S, Activation KIND, Side SIDE = PLAIN>
 __device__ __forceinline__ void product(const GemmStep &p) {
     extern __shared__ __align__(1024) unsigned char shared[];
     Places<S> at(shared_address(shared));
@@ -594,7 +691,9 @@ __device__ __forceinline__ void product(const GemmStep &p) {
     } else {
         if constexpr (S::GROUPS > 1)
             registers_grow<232>();
-        compute_tiles<T, S, KIND>(p, at, rank, group);
+        if constexpr (SIDE == NORMED)
+            earlier_have_ended(); // statistics are read past the loader
+        compute_tiles<T, S, KIND, SIDE>(p, at, rank, group);
     }
     if constexpr (S::CLUSTER > 1) {
         // A block's shared memory lives until its neighbours have written their last to it.

@@ -34,6 +34,7 @@ images! {
     "encoder_small_bf16_hopper",
     "encoder_small_hopper",
     "gemm",
+    "gemm_few",
     "gemm_f32_hopper",
     "gemm_hopper",
     "gemm_tf32_hopper",

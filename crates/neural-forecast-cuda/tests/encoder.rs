@@ -4,12 +4,12 @@
 //! nothing is tested, which is printed; `NF_REQUIRE=cuda` makes that a failure.
 
 use neural_forecast_cuda::{CudaDevice, CudaOptions};
-use neural_forecast_runtime::device::{LoadOptions, Precision};
+use neural_forecast_runtime::device::{Device, KernelClass, LoadOptions, Precision, Request, Run};
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, FeedForward, Keep, NormKind, NormPlacement, NormWeights, Op,
     Product, Stack, Sublayer, SublayerKind,
 };
-use neural_forecast_runtime::plan::{Bucket, Dim};
+use neural_forecast_runtime::plan::{Bucket, Dim, EntryKind};
 use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
 
 fn product(c: &mut CaseBuilder, outputs: usize, inputs: usize) -> Product {
@@ -97,9 +97,14 @@ fn cases() -> Vec<Case> {
         }
     }
     // Every size of the norm's kernels; a context of many tiles of keys.
-    let wide = [(2, 512, 2, 64), (2, 9, 6, 64), (1, 20, 12, 64), (2, 5, 8, 128)];
+    let wide = [(2, 512, 2, 64), (2, 9, 6, 64), (1, 20, 12, 64), (2, 5, 8, 128), (3, 85, 3, 64)];
     for (rows, time, heads, head) in wide {
         let (placement, keep, masked, causal) = (1, Keep::Last(1), false, false);
+        cases.push(case(&Shape { rows, time, heads, head, placement, keep, masked, causal }));
+    }
+    // Norms ahead that products make up for, to the last position of the last layer.
+    for (rows, time, heads, keep) in [(1, 64, 12, Keep::All), (2, 65, 6, Keep::Last(2))] {
+        let (head, placement, masked, causal) = (64, 1, rows == 2, rows == 1);
         cases.push(case(&Shape { rows, time, heads, head, placement, keep, masked, causal }));
     }
     cases
@@ -124,4 +129,48 @@ fn stacks_on_tensor_cores() {
         failures.extend(failed.into_iter().map(|m| format!("{}: {m}", precision.name())));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Products of few rows and of many, which describe the stream and make up for norms in tiles of
+/// different kinds, or leave one of it to a kernel of its own.
+#[test]
+fn a_series_has_its_bits_in_every_batch() {
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
+    let (time, heads, head, batch) = (256, 6, 64, 48);
+    let shape = |rows| Shape {
+        rows,
+        time,
+        heads,
+        head,
+        placement: 1,
+        keep: Keep::Last(3),
+        masked: false,
+        causal: false,
+    };
+    // Weights follow from the name, which has the batch.
+    let all = case(&shape(batch));
+    for precision in [Precision::F16, Precision::Bf16, Precision::Tf32] {
+        let options = LoadOptions { precision, ..LoadOptions::default() };
+        let mut resident = device.load(&all.plan, &all.weights, &options).expect("it loads");
+        let mut run = |first: usize, rows: usize| {
+            let bucket = Bucket { batch: rows, length: time };
+            let class = KernelClass::Latency;
+            let request = Request { entry: EntryKind::Full, bucket, class };
+            let mut program = resident.compile(request).expect("it compiles");
+            all.write(&mut *program, first..first + rows);
+            program.submit(&Run { rows, ..Run::default() }).expect("it starts");
+            program.wait().expect("it runs");
+            let mut y = vec![f32::NAN; rows * 3 * heads * head];
+            program.read(0, &mut y).expect("it is there");
+            assert!(y.iter().all(|y| y.is_finite()), "{} of {rows}", precision.name());
+            y.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let together = run(0, batch);
+        for (first, rows) in [(0, 1), (batch - 1, 1), (7, 5)] {
+            let each = 3 * heads * head;
+            let expected = &together[first * each..(first + rows) * each];
+            assert!(run(first, rows) == expected, "{} from {first}", precision.name());
+        }
+    }
 }

@@ -14,16 +14,17 @@ use neural_forecast_runtime::plan::ValueId;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use super::attention::{Call, Flash, FlashCall, ListOf, Lists, Scores, View};
+use super::encoder_norm::{LoadedNorm, NO_NORM, Rows, launch_norm};
 use super::encoder_small::{self, EncoderSmall};
 use super::gemm::{
     Element, GatePart, Gemm, Matrix, Product, Weights, pack_biases, pack_gated, pack_weights,
     product_element,
 };
-use super::gemm_hopper::row_stride;
+use super::gemm_hopper::{self, row_stride};
+use super::gemm_normed::{Described, Normed, describe, launch_stream};
 use super::{Build, Loaded, Packer};
-use crate::launch::{Arguments, Launch};
 
-const COUNTER: &str = "encoder_stack";
+pub(super) const COUNTER: &str = "encoder_stack";
 
 /// Most positions of a series that are few.
 const FEW: usize = 16;
@@ -47,42 +48,6 @@ pub(crate) fn takes(op: &Stack) -> bool {
     sublayers && !op.residual_scores && op.final_norm.as_ref().is_none_or(norm)
 }
 
-/// A norm's weights on the device.
-#[derive(Clone, Copy, Debug)]
-struct LoadedNorm {
-    kind: u32,
-    weight: u64,
-    bias: u64,
-    mean: u64,
-    variance: u64,
-    offset: f32,
-    eps: f32,
-}
-
-/// Copies and converts.
-const NO_NORM: LoadedNorm =
-    LoadedNorm { kind: 0, weight: 0, bias: 0, mean: 0, variance: 0, offset: 0.0, eps: 0.0 };
-
-impl LoadedNorm {
-    fn load(norm: &NormWeights, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
-        let (kind, mean, variance) = match norm.kind {
-            NormKind::Layer => (1, 0, 0),
-            NormKind::Rms => (2, 0, 0),
-            NormKind::Batch { mean, variance } => (3, packer.plain(mean)?, packer.plain(variance)?),
-            NormKind::Group(_) => return Err(refuse("group norms".to_owned())),
-        };
-        Ok(LoadedNorm {
-            kind,
-            weight: packer.optional(norm.weight)?,
-            bias: packer.optional(norm.bias)?,
-            mean,
-            variance,
-            offset: norm.weight_offset,
-            eps: norm.eps,
-        })
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Placement {
     None,
@@ -96,6 +61,8 @@ struct LoadedSelfAttention {
     /// Queries, keys, values under one another.
     qkv: Weights,
     qkv_bias: u64,
+    /// The same for the stream as it is, where the norm ahead is made up for.
+    normed: Option<Normed>,
     output: Weights,
     output_bias: u64,
     heads: usize,
@@ -109,6 +76,8 @@ struct LoadedSelfAttention {
 struct LoadedFeedForward {
     up: Weights,
     up_bias: u64,
+    /// As for attention.
+    normed: Option<Normed>,
     ff: usize,
     activation: Activation,
     gate: Option<GatePart>,
@@ -128,6 +97,16 @@ struct LoadedSublayer {
     placement: Placement,
 }
 
+impl LoadedSublayer {
+    /// The first product, where it can make up for the norm ahead.
+    fn normed(&self) -> Option<&Normed> {
+        match &self.kind {
+            Kind::Attention(a) => a.normed.as_ref(),
+            Kind::FeedForward(f) => f.normed.as_ref(),
+        }
+    }
+}
+
 /// The op with its weights on the device.
 #[derive(Debug)]
 pub(crate) struct LoadedEncoderStack {
@@ -145,7 +124,7 @@ pub(crate) struct LoadedEncoderStack {
     small: Option<EncoderSmall>,
 }
 
-fn refuse(what: String) -> DeviceError {
+pub(super) fn refuse(what: String) -> DeviceError {
     DeviceError::new(
         DeviceErrorKind::Unsupported,
         format!("encoder_stack has no kernel for {what}"),
@@ -153,7 +132,11 @@ fn refuse(what: String) -> DeviceError {
 }
 
 impl LoadedSelfAttention {
-    fn load(a: &AttentionLayer, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
+    fn load(
+        a: &AttentionLayer,
+        norm: Option<&NormWeights>,
+        packer: &mut Packer<'_>,
+    ) -> Result<Self, DeviceError> {
         let parts = [a.query, a.key, a.value];
         let width = a.heads * a.head;
         let element = product_element(packer.precision());
@@ -165,7 +148,13 @@ impl LoadedSelfAttention {
             element,
             exact: packer.precision() == Precision::F32,
         });
+        let same = parts.map(|part| (part.weight, part.bias));
+        let normed = match norm.filter(|_| flash.is_some()) {
+            Some(norm) => Normed::load(packer, &same, Activation::Identity, norm)?,
+            None => None,
+        };
         Ok(LoadedSelfAttention {
+            normed,
             qkv: pack_weights(packer, &parts.map(|part| Some(part.weight)))?,
             qkv_bias: pack_biases(packer, &parts.map(|part| part.bias), &[width; 3])?,
             output: pack_weights(packer, &[Some(a.output.weight)])?,
@@ -192,7 +181,11 @@ impl LoadedSelfAttention {
 }
 
 impl LoadedFeedForward {
-    fn load(f: &FeedForward, packer: &mut Packer<'_>) -> Result<Self, DeviceError> {
+    fn load(
+        f: &FeedForward,
+        norm: Option<&NormWeights>,
+        packer: &mut Packer<'_>,
+    ) -> Result<Self, DeviceError> {
         let ff = packer.shape(f.up.weight)[0];
         let up = match &f.gate {
             Some(gate) => pack_gated(packer, f.up.weight, gate.weight)?,
@@ -206,7 +199,12 @@ impl LoadedFeedForward {
             }
             None => (f.activation, None),
         };
+        let normed = match norm.filter(|_| gate.is_none()) {
+            Some(norm) => Normed::load(packer, &[(f.up.weight, f.up.bias)], activation, norm)?,
+            None => None,
+        };
         Ok(LoadedFeedForward {
+            normed,
             up,
             up_bias: packer.optional(f.up.bias)?,
             ff,
@@ -226,12 +224,16 @@ impl LoadedEncoderStack {
     ) -> Result<Self, DeviceError> {
         let mut sublayers = Vec::new();
         for sublayer in op.layers.iter().flatten() {
+            let ahead = match &sublayer.norm {
+                NormPlacement::Pre(norm) => Some(norm),
+                _ => None,
+            };
             let kind = match &sublayer.kind {
                 SublayerKind::SelfAttention(a) => {
-                    Kind::Attention(LoadedSelfAttention::load(a, packer)?)
+                    Kind::Attention(LoadedSelfAttention::load(a, ahead, packer)?)
                 }
                 SublayerKind::FeedForward(f) => {
-                    Kind::FeedForward(LoadedFeedForward::load(f, packer)?)
+                    Kind::FeedForward(LoadedFeedForward::load(f, ahead, packer)?)
                 }
                 other => return Err(refuse(format!("{other:?}"))),
             };
@@ -266,43 +268,6 @@ impl LoadedEncoderStack {
     }
 }
 
-/// Rows of f32: row `i` of batch row `b` begins `b · outer + i · inner` floats on.
-#[derive(Clone, Copy, Debug)]
-struct Rows {
-    address: u64,
-    batch: usize,
-    each: usize,
-    outer: usize,
-    inner: usize,
-}
-
-impl Rows {
-    fn dense(address: u64, batch: usize, each: usize, width: usize) -> Rows {
-        Rows { address, batch, each, outer: each * width, inner: width }
-    }
-
-    fn count(&self) -> usize {
-        self.batch * self.each
-    }
-
-    /// The last rows of each batch row.
-    fn last(self, n: usize) -> Rows {
-        let skipped = (self.each - n) * self.inner;
-        Rows { address: self.address + 4 * skipped as u64, each: n, ..self }
-    }
-
-    /// As a matrix, if all rows are equally far apart.
-    fn matrix(&self) -> Option<Matrix> {
-        let stride = match (self.batch, self.each) {
-            (0 | 1, _) => self.inner,
-            (_, 0 | 1) => self.outer,
-            _ if self.outer == self.each * self.inner => self.inner,
-            _ => return None,
-        };
-        Some(Matrix { address: self.address, element: Element::F32, stride })
-    }
-}
-
 /// Places in the step's scratch.
 #[derive(Clone, Copy, Debug)]
 struct Room {
@@ -316,10 +281,24 @@ struct Room {
     inner: u64,
     /// Queries of the positions that are kept.
     queries: u64,
+    /// What describes the stream to products that make up for norms.
+    statistics: u64,
     /// Result of attention.
     attended: u64,
     /// What a sandwich normalises before it is added.
     between: u64,
+}
+
+/// What a sublayer computes, but for norms and the residual.
+#[derive(Clone, Copy)]
+struct Function<'a> {
+    kind: &'a Kind,
+    /// The first product, where it makes up for the norm ahead, and what it reads.
+    normed: Option<(&'a Normed, Described)>,
+    /// Of the first product.
+    input: Matrix,
+    /// As many positions are left.
+    narrow: Option<usize>,
 }
 
 /// The walk along the sublayers.
@@ -332,6 +311,10 @@ struct Walk<'a, 'b> {
     x: Rows,
     /// Whether `room.h` holds the stream in the products' format.
     converted: bool,
+    /// The stream as products that make up for norms read it, if something has described it.
+    described: Option<Described>,
+    /// Whether the next sublayer's product is one of those.
+    to_describe: bool,
     lists: Vec<(ListOf, Lists)>,
 }
 
@@ -351,12 +334,13 @@ impl Loaded for LoadedEncoderStack {
         let room = self.room(build, batch, time, kept.unwrap_or(time), width);
         let x = Rows::dense(build.value(self.x), batch, time, width);
         let y = build.value(self.y);
-        let mut walk =
-            Walk { stack: self, build, width, room, x, converted: false, lists: Vec::new() };
+        let mut walk = Walk::new(self, build, width, room, x);
         walk.make_lists(kept)?;
         for (i, sublayer) in self.sublayers.iter().enumerate() {
             let last = i + 1 == self.sublayers.len() && self.final_norm.is_none();
             let narrow = kept.filter(|_| i == self.narrow_from);
+            let next = self.sublayers.get(i + 1).filter(|_| narrow.is_none());
+            walk.to_describe = next.is_some_and(|next| walk.normed(next).is_some());
             let mark = walk.build.scratch_mark();
             walk.sublayer(sublayer, narrow, last.then_some(y))?;
             walk.build.scratch_release(mark);
@@ -397,6 +381,11 @@ impl LoadedEncoderStack {
                 Kind::FeedForward(f) => inner = inner.max(padded(f.ff, self.element) * bytes),
             }
         }
+        let normed = |s: &LoadedSublayer| s.normed().is_some();
+        let statistics = match build.class() {
+            KernelClass::Latency if self.sublayers.iter().any(normed) => Described::row_bytes(),
+            _ => 0,
+        };
         let sandwich = |s: &LoadedSublayer| matches!(s.placement, Placement::Sandwich(..));
         let between = if self.sublayers.iter().any(sandwich) { 4 * width } else { 0 };
         Room {
@@ -406,6 +395,7 @@ impl LoadedEncoderStack {
             h_stride,
             inner: build.scratch(all * inner),
             queries: build.scratch(batch * kept * queries),
+            statistics: build.scratch(all * statistics),
             attended: build.scratch(all * attended),
             between: build.scratch(all * between),
         }
@@ -424,7 +414,53 @@ fn padded(columns: usize, element: Element) -> usize {
     }
 }
 
-impl Walk<'_, '_> {
+impl<'a, 'b> Walk<'a, 'b> {
+    fn new(
+        stack: &'a LoadedEncoderStack,
+        build: &'a mut Build<'b>,
+        width: usize,
+        room: Room,
+        x: Rows,
+    ) -> Self {
+        Walk {
+            stack,
+            build,
+            width,
+            room,
+            x,
+            converted: false,
+            described: None,
+            to_describe: false,
+            lists: Vec::new(),
+        }
+    }
+
+    /// The first product of a sublayer over all positions, where it makes up for the norm ahead:
+    /// in the latency class, whatever the batch.
+    fn normed<'c>(&self, sublayer: &'c LoadedSublayer) -> Option<&'c Normed> {
+        let all = self.x.each == self.build.shape(self.stack.x)[1];
+        let taken = all && self.build.class() == KernelClass::Latency && self.x.matrix().is_some();
+        sublayer.normed().filter(|_| taken)
+    }
+
+    /// The stream as a product that makes up for its norm reads it.
+    fn described(&mut self) -> Result<Described, DeviceError> {
+        if let Some(described) = self.described {
+            return Ok(described);
+        }
+        let x = self.x.matrix().ok_or_else(|| refuse("scattered rows".to_owned()))?;
+        let to = self.place_of_description(self.width)?;
+        describe(self.x.count(), x, &to, self.build, COUNTER);
+        Ok(to)
+    }
+
+    /// Where a product of so many terms describes the stream.
+    fn place_of_description(&self, k: usize) -> Result<Described, DeviceError> {
+        let size = (self.width, k);
+        Described::after(self.input(), self.room.statistics, size)
+            .ok_or_else(|| refuse(format!("a described stream of {} columns", self.width)))
+    }
+
     /// One sublayer with its norms and residual. `narrow` in the one that goes from all positions
     /// to the last ones; `target` where the result goes, else it stays in the stream.
     fn sublayer(
@@ -433,7 +469,15 @@ impl Walk<'_, '_> {
         narrow: Option<usize>,
         target: Option<u64>,
     ) -> Result<(), DeviceError> {
+        let queries_alone = matches!(sublayer.kind, Kind::Attention(_));
+        let normed = self.normed(sublayer).filter(|_| narrow.is_none() || queries_alone);
+        let normed = match normed {
+            Some(normed) => Some((normed, self.described()?)),
+            None => None,
+        };
+        self.described = None;
         let input = match sublayer.placement {
+            Placement::Pre(_) if normed.is_some() => self.input(),
             Placement::Pre(norm) | Placement::Sandwich(norm, _) => self.normalised(&norm)?,
             Placement::None | Placement::Post(_) => self.plain()?,
         };
@@ -447,17 +491,20 @@ impl Walk<'_, '_> {
         let width = self.width;
         let rows = |address| Rows::dense(address, before.batch, before.each, width);
         let matrix = |address, width| Matrix { address, element: Element::F32, stride: width };
+        let f = Function { kind: &sublayer.kind, normed, input, narrow };
         match sublayer.placement {
             Placement::Sandwich(_, after) => {
                 let between = matrix(self.room.between, width);
-                self.function(&sublayer.kind, input, narrow, None, between)?;
+                self.to_describe = false;
+                self.function(&f, None, between)?;
                 let result = rows(self.room.between);
                 self.norm(&after, result, Some(before), Some(sum), None)?;
                 self.converted = false;
             }
             Placement::Post(after) => {
                 let y = matrix(stream, width);
-                self.function(&sublayer.kind, input, narrow, Some(residual), y)?;
+                self.to_describe = false;
+                self.function(&f, Some(residual), y)?;
                 // The next sublayer may read the result as it is.
                 let convert = target.is_none() && self.stack.element != Element::F32;
                 let h = convert.then_some(self.room.h);
@@ -466,7 +513,7 @@ impl Walk<'_, '_> {
             }
             Placement::Pre(_) | Placement::None => {
                 let y = matrix(sum, width);
-                self.function(&sublayer.kind, input, narrow, Some(residual), y)?;
+                self.function(&f, Some(residual), y)?;
                 self.converted = false;
             }
         }
@@ -518,18 +565,16 @@ impl Walk<'_, '_> {
     /// `y = residual + f(input)`.
     fn function(
         &mut self,
-        kind: &Kind,
-        input: Matrix,
-        narrow: Option<usize>,
+        f: &Function<'_>,
         residual: Option<Matrix>,
         y: Matrix,
     ) -> Result<(), DeviceError> {
-        match kind {
-            Kind::Attention(a) => self.attention(a, input, narrow, residual, y),
-            Kind::FeedForward(f) => {
-                let each = narrow.unwrap_or(self.x.each);
-                let input = self.last_of(input, each)?;
-                self.feed_forward(f, input, self.x.batch * each, residual, y)
+        match f.kind {
+            Kind::Attention(a) => self.attention(a, f, residual, y),
+            Kind::FeedForward(kind) => {
+                let each = f.narrow.unwrap_or(self.x.each);
+                let f = Function { input: self.last_of(f.input, each)?, ..*f };
+                self.feed_forward(kind, &f, self.x.batch * each, (residual, y))
             }
         }
     }
@@ -563,11 +608,11 @@ impl Walk<'_, '_> {
     fn attention(
         &mut self,
         a: &LoadedSelfAttention,
-        input: Matrix,
-        narrow: Option<usize>,
+        f: &Function<'_>,
         residual: Option<Matrix>,
         y: Matrix,
     ) -> Result<(), DeviceError> {
+        let Function { normed, input, narrow, .. } = *f;
         let (batch, time, width) = (self.x.batch, self.x.each, a.width());
         let queries = narrow.unwrap_or(time);
         let (element, bytes) = match a.flash {
@@ -593,7 +638,10 @@ impl Walk<'_, '_> {
             (q, queries * q.stride, both)
         } else {
             let all = inner(0, 3 * width);
-            self.product(m, input, (a.qkv, a.qkv_bias), None, all)?;
+            match normed {
+                Some((normed, from)) => normed.launch(m, &from, all, self.build, COUNTER)?,
+                None => self.product(m, input, (a.qkv, a.qkv_bias), None, all)?,
+            }
             let skipped = (time - queries) * all.stride * bytes;
             let q = Matrix { address: all.address + skipped as u64, ..all };
             let kv = Matrix { address: all.address + (width * bytes) as u64, ..all };
@@ -603,7 +651,7 @@ impl Walk<'_, '_> {
         // The generic kernels write rows of their width.
         let stride = if a.flash.is_some() { padded(width, element) } else { width };
         let x = Matrix { address: room.attended, element, stride };
-        self.product(batch * queries, x, (a.output, a.output_bias), residual, y)
+        self.sum(batch * queries, x, (a.output, a.output_bias), residual, y)
     }
 
     /// Attention of queries, `q_batch` elements from one batch row's to the next's, over keys with
@@ -689,17 +737,20 @@ impl Walk<'_, '_> {
     fn feed_forward(
         &mut self,
         f: &LoadedFeedForward,
-        input: Matrix,
+        of: &Function<'_>,
         m: usize,
-        residual: Option<Matrix>,
-        y: Matrix,
+        (residual, y): (Option<Matrix>, Matrix),
     ) -> Result<(), DeviceError> {
         let element = self.stack.element;
         let stride = padded(f.ff, element);
         let inner = Matrix { address: self.room.inner, element, stride };
+        if let Some((normed, from)) = of.normed {
+            normed.launch(m, &from, inner, self.build, COUNTER)?;
+            return self.sum(m, inner, (f.down, f.down_bias), residual, y);
+        }
         let gemm = Gemm {
             m,
-            x: input,
+            x: of.input,
             w: f.up,
             bias: f.up_bias,
             activation: f.activation,
@@ -709,7 +760,27 @@ impl Walk<'_, '_> {
         let few = self.is_few(m);
         let up = Product { outputs: f.ff, gate: f.gate, few, ..Product::new(gemm) };
         up.launch(self.build, COUNTER)?;
-        self.product(m, inner, (f.down, f.down_bias), residual, y)
+        self.sum(m, inner, (f.down, f.down_bias), residual, y)
+    }
+
+    /// The product that a sublayer ends with, described for the next if that wants it.
+    fn sum(
+        &mut self,
+        m: usize,
+        x: Matrix,
+        (w, bias): (Weights, u64),
+        residual: Option<Matrix>,
+        y: Matrix,
+    ) -> Result<(), DeviceError> {
+        let gemm = Gemm { m, x, w, bias, activation: Activation::Identity, residual, y };
+        let served = gemm_hopper::serves(&gemm, self.build.gpu(), self.build.class());
+        if !self.to_describe || !served {
+            return self.product(m, x, (w, bias), residual, y);
+        }
+        let to = self.place_of_description(w.k)?;
+        launch_stream(&gemm, &to, self.build, COUNTER)?;
+        self.described = Some(to);
+        Ok(())
     }
 
     /// Whether so many rows are a few of each series, of many: bits must not depend on the batch.
@@ -743,95 +814,4 @@ impl Walk<'_, '_> {
         let h = h.map(|address| Matrix { address, ..self.input() });
         launch_norm(self.build, norm, rows, self.width, (residual, y), h)
     }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct NormArguments {
-    x: u64,
-    residual: u64,
-    weight: u64,
-    bias: u64,
-    mean: u64,
-    variance: u64,
-    y: u64,
-    h: u64,
-    x_outer: u64,
-    x_inner: u64,
-    residual_outer: u64,
-    residual_inner: u64,
-    rows: u32,
-    per: u32,
-    width: u32,
-    h_stride: u32,
-    kind: u32,
-    element: u32,
-    offset: f32,
-    eps: f32,
-}
-
-// SAFETY: `#[repr(C)]`; 12 fields of 8 bytes, then 8 of 4, so nothing is padded; the fields are
-// those of the struct in `ptx/encoder.cu`, in its order.
-unsafe impl Arguments for NormArguments {}
-
-/// Appends the launch of one norm of rows of `width` numbers.
-fn launch_norm(
-    build: &mut Build<'_>,
-    norm: &LoadedNorm,
-    rows: Rows,
-    width: usize,
-    (residual, y): (Option<Rows>, Option<u64>),
-    h: Option<Matrix>,
-) -> Result<(), DeviceError> {
-    if rows.count() == 0 {
-        return Ok(());
-    }
-    let count = |what: &str, n: usize| u32::try_from(n).map_err(|_| refuse(format!("{n} {what}")));
-    let wide = |r: Option<Rows>, of: fn(Rows) -> usize| r.map_or(0, |r| of(r) as u64);
-    let arguments = NormArguments {
-        x: rows.address,
-        residual: residual.map_or(0, |r| r.address),
-        weight: norm.weight,
-        bias: norm.bias,
-        mean: norm.mean,
-        variance: norm.variance,
-        y: y.unwrap_or(0),
-        h: h.map_or(0, |h| h.address),
-        x_outer: rows.outer as u64,
-        x_inner: rows.inner as u64,
-        residual_outer: wide(residual, |r| r.outer),
-        residual_inner: wide(residual, |r| r.inner),
-        rows: count("rows", rows.count())?,
-        per: count("positions", rows.each)?,
-        width: count("columns", width)?,
-        h_stride: count("columns", h.map_or(0, |h| h.stride))?,
-        kind: norm.kind,
-        element: match h.map(|h| h.element) {
-            Some(Element::F16) => 1,
-            Some(Element::Bf16) => 2,
-            _ => 0,
-        },
-        offset: norm.offset,
-        eps: norm.eps,
-    };
-    const WARPS: usize = 4;
-    let aligned = |r: Rows| r.address.is_multiple_of(16) && (r.outer | r.inner).is_multiple_of(4);
-    let statistics = matches!(norm.kind, 1 | 2);
-    // A warp holds 128 numbers in each of so many groups.
-    let held = [2, 4, 6, 8].into_iter().find(|held| width <= held * 128);
-    let held = held.filter(|_| {
-        let sides = aligned(rows) && residual.is_none_or(aligned);
-        statistics && width.is_multiple_of(4) && sides
-    });
-    let function = match (held, h.map(|h| h.element)) {
-        (None, _) => "encoder_norm_any".to_owned(),
-        (Some(held), Some(Element::F16)) => format!("encoder_norm_h{held}_f16"),
-        (Some(held), Some(Element::Bf16)) => format!("encoder_norm_h{held}_bf16"),
-        (Some(held), _) => format!("encoder_norm_h{held}_f32"),
-    };
-    let grid = [count("rows", rows.count().div_ceil(WARPS))?, 1, 1];
-    let block = [32 * WARPS as u32, 1, 1];
-    let counter = format!("{COUNTER}-norm-f32");
-    build.launch(Launch::new("encoder", function, counter, grid, block, arguments).programmatic());
-    Ok(())
 }

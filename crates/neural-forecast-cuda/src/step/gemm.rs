@@ -133,6 +133,9 @@ impl Product {
         if self.is_plain() && !few && gemm_hopper::serves(&self.gemm, build.gpu(), build.class()) {
             return gemm_hopper::launch(&self.gemm, build, counter);
         }
+        if let Some(steps) = self.few_steps(build.gpu()).filter(|_| few) {
+            return self.launch_few(steps, build, counter);
+        }
         if let Some(channels) = self.channels {
             return self.transposed(channels, build, counter)?.launch_tiles(build, counter);
         }
@@ -148,6 +151,50 @@ impl Product {
     pub(crate) fn rounds(&self, build: &Build<'_>) -> Option<Element> {
         let served = self.is_plain() && gemm_hopper::serves(&self.gemm, build.gpu(), build.class());
         served.then(|| gemm_hopper::rounds(&self.gemm)).flatten()
+    }
+
+    /// By how many steps of K a kernel of `ptx/gemm_few.cu` has the product, if one has: not by `m`.
+    fn few_steps(&self, gpu: &Gpu) -> Option<usize> {
+        const WARPS: usize = 8;
+        const STEP: usize = 32;
+        let Gemm { x, w, residual, y, .. } = self.gemm;
+        let sixteen = matches!(w.precision, Precision::F16 | Precision::Bf16);
+        let fours = |of: Matrix| of.stride.is_multiple_of(4) && of.address.is_multiple_of(16);
+        let taken = self.is_plain()
+            && gpu.is_hopper()
+            && sixteen
+            && x.element == product_element(w.precision)
+            && x.address.is_multiple_of(16)
+            && (x.stride | w.k | w.n).is_multiple_of(8)
+            && fours(y)
+            && residual.is_none_or(fours);
+        let least = w.k.div_ceil(WARPS * STEP);
+        [3, 6, 12].into_iter().find(|&steps| taken && steps >= least)
+    }
+
+    /// Appends the launch of a product of a few rows.
+    fn launch_few(
+        &self,
+        steps: usize,
+        build: &mut Build<'_>,
+        counter: &str,
+    ) -> Result<(), DeviceError> {
+        let Gemm { m, w, .. } = self.gemm;
+        let grid = [(w.n / 8) as u32, m.div_ceil(16) as u32, 1];
+        if grid[1] > GRID_Y_MAX {
+            return Err(refuse(format!("{m} rows")));
+        }
+        let name = w.precision.name();
+        let launch = Launch::new(
+            "gemm_few",
+            format!("gemm_few{steps}_{name}"),
+            format!("{counter}-mma-{name}"),
+            grid,
+            [256, 1, 1],
+            self.arguments(),
+        );
+        build.launch(launch.programmatic());
+        Ok(())
     }
 
     /// Appends the launch of the product itself, whose rows of `x` are rows in memory.
@@ -550,7 +597,12 @@ const GATE_ROWS: usize = 8;
 /// Bytes that rows are padded to a multiple of.
 const ROW_BYTES: usize = 64;
 
-fn rows_of(packer: &Packer<'_>, id: WeightId) -> (usize, usize) {
+/// Elements from one row of weights to the next.
+pub(super) fn weight_stride(k: usize, precision: Precision) -> usize {
+    k.max(1).next_multiple_of(ROW_BYTES / precision.weight_bytes())
+}
+
+pub(super) fn rows_of(packer: &Packer<'_>, id: WeightId) -> (usize, usize) {
     let shape = packer.shape(id);
     let k = shape.last().copied().unwrap_or(1);
     (shape.iter().rev().skip(1).product(), k)
@@ -567,7 +619,7 @@ fn pack(
     rows: impl Fn(&Packer<'_>) -> Result<Vec<f32>, DeviceError>,
 ) -> Result<Weights, DeviceError> {
     let precision = packer.precision();
-    let stride = k.max(1).next_multiple_of(ROW_BYTES / precision.weight_bytes());
+    let stride = weight_stride(k, precision);
     let address = packer.packed(layout, weights, |packer| {
         Ok(encode(&rows(packer)?, k.max(1), stride, precision))
     })?;
@@ -582,12 +634,12 @@ fn pack(
     Ok(Weights { address, precision, n, k, stride, scales, split: 0 })
 }
 
-fn bytes_of(numbers: &[f32]) -> Vec<u8> {
+pub(super) fn bytes_of(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Rows of `k` as bytes, each padded to `stride` elements.
-fn encode(rows: &[f32], k: usize, stride: usize, precision: Precision) -> Vec<u8> {
+pub(super) fn encode(rows: &[f32], k: usize, stride: usize, precision: Precision) -> Vec<u8> {
     let bytes = precision.weight_bytes();
     let mut packed = vec![0; rows.len() / k * stride * bytes];
     for (row, to) in rows.chunks_exact(k).zip(packed.chunks_exact_mut(stride * bytes)) {

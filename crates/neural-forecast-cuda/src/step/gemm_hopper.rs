@@ -11,6 +11,9 @@ use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use super::Build;
 use super::gemm::{Element, Gemm, Matrix, Weights, round_tf32};
+use super::gemm_shapes::{
+    LARGE, NORMED, PAIR_F32, SLIM_48, SLIM_144, SMALL, SMALL_F32, STREAM_48, STREAM_64, Shape, WIDE,
+};
 use crate::driver::{Panels, TensorMap};
 use crate::gpu::Gpu;
 use crate::launch::{Arguments, Launch};
@@ -19,7 +22,7 @@ use crate::launch::{Arguments, Launch};
 const LINEAR: &str = "linear";
 
 /// Bytes of a row of a stage and of a panel.
-const ROW_BYTES: usize = 128;
+pub(super) const ROW_BYTES: usize = 128;
 
 /// How the kernels of a precision multiply.
 #[derive(Clone, Copy, Debug)]
@@ -78,210 +81,6 @@ const GROUP_ROWS: usize = 2048;
 const N_MIN: usize = 32;
 const K_MIN: usize = 32;
 
-/// How the blocks of a kernel divide the work: `Shape` of `ptx/gemm_hopper.cuh`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Shape {
-    /// In the kernel's name.
-    name: &'static str,
-    /// 64-row blocks of a warpgroup.
-    blocks: usize,
-    columns: usize,
-    /// Warpgroups that multiply.
-    groups: usize,
-    /// Whether each warpgroup has tiles of its own.
-    alternate: bool,
-    stages: usize,
-    cluster: usize,
-    /// Rows of W for one of K in a stage.
-    w_parts: usize,
-    /// Microseconds of a launch, of a block of K, and of what follows the last: fitted to the
-    /// times of thirteen products of 512 to 8192 rows (H200, 2026-11-21), within a fifth.
-    launch_us: f64,
-    block_us: f64,
-    end_us: f64,
-    /// Of `ptx/gemm_slim_hopper.cuh`: a tile a block, written without tensor copies.
-    slim: bool,
-}
-
-/// Two warpgroups alternate on 128 by 128: one multiplies while the other writes its results.
-/// Blocks in pairs share what they read of W.
-const LARGE: Shape = Shape {
-    name: "large",
-    blocks: 2,
-    columns: 128,
-    groups: 2,
-    alternate: true,
-    stages: 5,
-    cluster: 2,
-    w_parts: 1,
-    launch_us: 4.5,
-    block_us: 0.37,
-    end_us: 0.0,
-    slim: false,
-};
-
-/// For a few hundred rows: every multiprocessor has a tile, and reads as little as may be for it.
-const WIDE: Shape = Shape {
-    name: "wide",
-    blocks: 1,
-    columns: 192,
-    groups: 1,
-    alternate: false,
-    stages: 5,
-    cluster: 1,
-    w_parts: 1,
-    launch_us: 2.3,
-    block_us: 0.25,
-    end_us: 1.0,
-    slim: false,
-};
-
-/// For few rows or few columns.
-const SMALL: Shape = Shape {
-    name: "small",
-    blocks: 1,
-    columns: 64,
-    groups: 1,
-    alternate: false,
-    stages: 8,
-    cluster: 1,
-    w_parts: 1,
-    launch_us: 2.3,
-    block_us: 0.122,
-    end_us: 0.35,
-    slim: false,
-};
-
-/// F32: two warpgroups on 64 by 128 each, one below the other, so that one multiplies while the
-/// other splits its next numbers or closes a sum.
-const PAIR_F32: Shape = Shape {
-    name: "pair",
-    blocks: 1,
-    columns: 128,
-    groups: 2,
-    alternate: false,
-    stages: 4,
-    cluster: 1,
-    w_parts: 2,
-    launch_us: 2.3,
-    block_us: 0.9,
-    end_us: 2.8,
-    slim: false,
-};
-
-/// F32, for few rows or few columns.
-const SMALL_F32: Shape = Shape {
-    name: "small",
-    blocks: 1,
-    columns: 64,
-    groups: 1,
-    alternate: false,
-    stages: 8,
-    cluster: 1,
-    w_parts: 2,
-    launch_us: 2.3,
-    block_us: 0.335,
-    end_us: 0.9,
-    slim: false,
-};
-
-/// For few hundred rows of widths that they divide: more multiprocessors have a tile, of which each
-/// reads less, and results go straight to memory.
-const SLIM_48: Shape = Shape {
-    name: "slim48",
-    columns: 48,
-    stages: 10,
-    block_us: 0.135,
-    end_us: 0.0,
-    slim: true,
-    ..SMALL
-};
-const SLIM_144: Shape = Shape {
-    name: "slim144",
-    columns: 144,
-    stages: 7,
-    block_us: 0.2,
-    end_us: 0.4,
-    slim: true,
-    ..SMALL
-};
-
-impl Shape {
-    const fn group_rows(&self) -> usize {
-        64 * self.blocks
-    }
-
-    /// Rows of a block's tile.
-    const fn rows(&self) -> usize {
-        if self.alternate { self.group_rows() } else { self.group_rows() * self.groups }
-    }
-
-    const fn threads(&self) -> u32 {
-        if self.groups > 1 { self.groups as u32 * 128 + 128 } else { 160 }
-    }
-
-    const fn shared_bytes(&self) -> u32 {
-        let stage = (self.rows() + self.w_parts * self.columns) * ROW_BYTES;
-        if self.slim {
-            return (self.stages * (stage + 16)) as u32;
-        }
-        let own = 2 * self.group_rows() * ROW_BYTES + self.columns * 4;
-        (self.stages * stage + self.groups * own + self.stages * 16) as u32
-    }
-
-    /// How often tiles of a cluster fit into the rows and the columns.
-    const fn tiles(&self, m: usize, n: usize) -> (usize, usize) {
-        (m.div_ceil(self.rows() * self.cluster), n.div_ceil(self.columns))
-    }
-
-    /// Clusters that run at once: a block fills a multiprocessor.
-    fn resident(&self, gpu: &Gpu) -> usize {
-        (gpu.multiprocessors as usize / self.cluster).max(1)
-    }
-
-    fn estimate_us(&self, m: usize, n: usize, k_blocks: usize, gpu: &Gpu) -> f64 {
-        let (rows, columns) = self.tiles(m, n);
-        let rounds = (rows * columns).div_ceil(self.resident(gpu));
-        let tile = k_blocks as f64 * self.block_us + self.end_us;
-        self.launch_us + rounds as f64 * tile
-    }
-
-    /// The fastest of some shapes; a slim one only where those may be. All give the same bits.
-    fn fastest(
-        of: &[Shape],
-        slim: bool,
-        (m, n, k_blocks): (usize, usize, usize),
-        gpu: &Gpu,
-    ) -> Shape {
-        let estimate = |shape: &&Shape| shape.estimate_us(m, n, k_blocks, gpu);
-        let may = |shape: &&Shape| !shape.slim || slim && n.is_multiple_of(shape.columns);
-        let fastest = of.iter().filter(may);
-        let fastest = fastest.min_by(|a, b| estimate(a).total_cmp(&estimate(b)));
-        fastest.copied().unwrap_or(SMALL)
-    }
-
-    /// A launch of `kernel` in tiles of this shape over `[m, n]`.
-    fn launch<A: Arguments>(
-        &self,
-        module: &'static str,
-        kernel: String,
-        counter: String,
-        (m, n): (usize, usize),
-        gpu: &Gpu,
-        arguments: A,
-    ) -> Launch {
-        let (rows, columns) = self.tiles(m, n);
-        let clusters = if self.slim { usize::MAX } else { self.resident(gpu) };
-        let blocks = (rows * columns).min(clusters) * self.cluster;
-        let grid = [blocks as u32, 1, 1];
-        let block = [self.threads(), 1, 1];
-        Launch::new(module, kernel, counter, grid, block, arguments)
-            .shared(self.shared_bytes())
-            .clusters(self.cluster as u32)
-            .programmatic()
-    }
-}
-
 /// Whether [`launch`] computes a product, by everything but `m`.
 pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
     let Gemm { x, w, activation, residual, y, .. } = gemm;
@@ -309,11 +108,105 @@ pub(crate) fn serves(gemm: &Gemm, gpu: &Gpu, class: KernelClass) -> bool {
         && residual.as_ref().is_none_or(writable)
 }
 
+/// Means and squared deviations of groups of columns of a matrix's rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Statistics {
+    /// `[m, groups, 2]` f32.
+    pub(crate) address: u64,
+    pub(crate) groups: usize,
+    pub(crate) columns: usize,
+}
+
+/// What a product does beside itself: `Side` of `ptx/gemm_hopper.cuh`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    Plain,
+    /// `x` is normalised, described by its statistics; `w` and `bias`, behind which are the sums
+    /// of `w`'s rows, hold the norm's weights.
+    Normed {
+        statistics: Statistics,
+        rms: bool,
+        eps: f32,
+    },
+    /// `y`, in f32, is written in 16 bits too and described, in groups of a tile's columns.
+    Stream {
+        statistics: Statistics,
+        h: Matrix,
+    },
+}
+
+impl Side {
+    /// The shapes that have it.
+    fn shapes(&self, format: &Format) -> &'static [Shape] {
+        match self {
+            Side::Plain => format.shapes,
+            Side::Normed { .. } => &NORMED,
+            Side::Stream { statistics, .. } if statistics.columns == STREAM_48.columns => {
+                &[STREAM_48]
+            }
+            Side::Stream { .. } => &[STREAM_64],
+        }
+    }
+
+    fn arguments(&self) -> SideArguments {
+        let of = |statistics: &Statistics| SideArguments {
+            statistics: statistics.address,
+            groups: statistics.groups as u32,
+            group_columns: statistics.columns as u32,
+            ..SideArguments::default()
+        };
+        match self {
+            Side::Plain => SideArguments::default(),
+            Side::Normed { statistics, rms, eps } => {
+                SideArguments { rms: u32::from(*rms), eps: *eps, ..of(statistics) }
+            }
+            Side::Stream { statistics, h } => {
+                SideArguments { h_at: h.address, h_stride: h.stride as u32, ..of(statistics) }
+            }
+        }
+    }
+}
+
+/// Whether so wide a product with an activation can make up for a norm of its inputs, in 16 bits.
+pub(crate) fn norms(n: usize, activation: Activation, precision: Precision, gpu: &Gpu) -> bool {
+    let slim = NORMED.iter().any(|shape| shape.slim && n.is_multiple_of(shape.columns));
+    let large = NORMED.iter().all(|shape| shape.shared_bytes() <= gpu.shared_bytes_max);
+    let sixteen = matches!(precision, Precision::F16 | Precision::Bf16);
+    gpu.is_hopper() && slim && large && sixteen && coefficients(activation, precision).is_some()
+}
+
+/// The columns of a tile that describes the residual stream, by which its bits differ: sums of
+/// many terms have wide ones.
+pub(crate) fn stream_columns(n: usize, k: usize) -> Option<usize> {
+    let by_preference = if k > 2 * n { [STREAM_64, STREAM_48] } else { [STREAM_48, STREAM_64] };
+    by_preference.iter().map(|shape| shape.columns).find(|columns| n.is_multiple_of(*columns))
+}
+
+/// Whether tiles that describe the stream are the fastest, so that nobody need describe it later.
+pub(crate) fn streams(m: usize, (n, k): (usize, usize), columns: usize, gpu: &Gpu) -> bool {
+    let stream = if columns == STREAM_48.columns { STREAM_48 } else { STREAM_64 };
+    let k_blocks = k.div_ceil(ROW_BYTES / 2);
+    stream.estimate_us(m, n, k_blocks, gpu) <= LARGE.estimate_us(m, n, k_blocks, gpu)
+}
+
 /// Appends the launches of a product that [`serves`] takes. `counter` is the op's name.
 ///
 /// # Errors
 /// If the driver refuses a tensor map, naming the matrix.
 pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Result<(), DeviceError> {
+    launch_with(gemm, &Side::Plain, build, counter)
+}
+
+/// As [`launch`], with what the product does beside itself.
+///
+/// # Errors
+/// If the driver refuses a tensor map, naming the matrix.
+pub(crate) fn launch_with(
+    gemm: &Gemm,
+    side: &Side,
+    build: &mut Build<'_>,
+    counter: &str,
+) -> Result<(), DeviceError> {
     let Gemm { m, w, bias, activation, residual, y, .. } = *gemm;
     let Some((kind, gate)) = coefficients(activation, w.precision) else {
         return Err(refuse(&format!("the activation {activation:?}")));
@@ -323,8 +216,8 @@ pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Resul
     };
     let gpu = build.gpu();
     let k_blocks = w.k.div_ceil(format.k_block());
-    let slim = kind == LINEAR && bias.is_multiple_of(8);
-    let shape = Shape::fastest(format.shapes, slim, (m, w.n, k_blocks), gpu);
+    let slim = !matches!(side, Side::Plain) || kind == LINEAR && bias.is_multiple_of(8);
+    let shape = Shape::fastest(side.shapes(&format), slim, (m, w.n, k_blocks), gpu);
     let x = narrow(gemm, format, build, counter);
     let maps = Maps { build, m, shape, format };
     let arguments = GemmStep {
@@ -346,12 +239,12 @@ pub(crate) fn launch(gemm: &Gemm, build: &mut Build<'_>, counter: &str) -> Resul
         m: m as u32,
         y_stride: y.stride as u32,
         residual_stride: residual.map_or(0, |residual| residual.stride as u32),
-        reserved: [0; 9],
+        side: side.arguments(),
     };
     let name = w.precision.name();
-    let kernel = match shape.slim {
-        true => format!("gemm_{}_{name}", shape.name),
-        false => format!("gemm_{}_{kind}_{name}", shape.name),
+    let kernel = match shape.kinds {
+        true => format!("gemm_{}_{kind}_{name}", shape.name),
+        false => format!("gemm_{}_{name}", shape.name),
     };
     let counter = format!("{counter}-wgmma-{}", w.precision.name());
     build.launch(shape.launch(format.module, kernel, counter, (m, w.n), gpu, arguments));
@@ -589,14 +482,28 @@ struct GemmStep {
     m: u32,
     y_stride: u32,
     residual_stride: u32,
-    reserved: [u32; 9],
+    side: SideArguments,
 }
 
+/// The last fields of `GemmStep`. Not aligned as a struct of `u64` is: they follow a `u32`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, packed(4))]
+struct SideArguments {
+    rms: u32,
+    statistics: u64,
+    h_at: u64,
+    groups: u32,
+    group_columns: u32,
+    eps: f32,
+    h_stride: u32,
+}
+
+const _: () = assert!(std::mem::offset_of!(GemmStep, side) + 4 == 608);
 const _: () = assert!(size_of::<GemmStep>() == 640);
 
-// SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 14 fields of 4, two of 8, 12 of 4, in all
-// 640 bytes, so that nothing is padded; the fields are those of the struct in
-// `ptx/gemm_hopper.cuh`, in its order.
+// SAFETY: `#[repr(C)]`; four maps of 128 bytes, 8 bytes, 14 fields of 4, two of 8, four of 4, two
+// of 8, four of 4, in all 640 bytes, so that nothing is padded; the fields are those of the struct
+// in `ptx/gemm_hopper.cuh`, in its order.
 unsafe impl Arguments for GemmStep {}
 
 /// `NarrowRows` of `ptx/gemm_hopper.cu`.
@@ -680,7 +587,10 @@ mod tests {
     #[test]
     fn shapes_fit_and_grow_with_the_rows() {
         let gpu = Gpu::typical((9, 0));
-        for shape in [LARGE, WIDE, SMALL, SLIM_48, SLIM_144, PAIR_F32, SMALL_F32] {
+        let sides = [NORMED[0], NORMED[1], NORMED[2], STREAM_48, STREAM_64];
+        for shape in
+            sides.into_iter().chain([LARGE, WIDE, SMALL, SLIM_48, SLIM_144, PAIR_F32, SMALL_F32])
+        {
             assert!(shape.shared_bytes() <= 232_448, "{}: {}", shape.name, shape.shared_bytes());
             let whole = shape.slim || shape.columns.is_multiple_of(64 * shape.cluster);
             assert!(whole, "{}", shape.name);
