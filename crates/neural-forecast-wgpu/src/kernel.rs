@@ -61,6 +61,7 @@ const PRELUDE: &str = include_str!("../wgsl/prelude.wgsl");
 const MATH: &str = include_str!("../wgsl/math.wgsl");
 const FULL: &str = include_str!("../wgsl/full.wgsl");
 const HALF: &str = include_str!("../wgsl/half.wgsl");
+const FOURS: &str = include_str!("../wgsl/fours.wgsl");
 const WIDE: &str = include_str!("../wgsl/wide.wgsl");
 const REDUCE: &str = include_str!("../wgsl/reduce.wgsl");
 const CELL: &str = include_str!("../wgsl/cell.wgsl");
@@ -87,6 +88,7 @@ macro_rules! kernels {
 
 kernels! {
     ATTENTION: Single, "attention", [PRELUDE], 29, true;
+    ATTENTION_COOPERATIVE: Cooperative, "attention_cooperative", [FOURS], 20, false;
     ATTENTION_PREPARE: Single, "attention_prepare", [PRELUDE, MATH], 15, true;
     ATTENTION_RING: Single, "attention_ring", [PRELUDE], 15, true;
     ATTENTION_TILE: Single, "attention_tile", [PRELUDE], 29, false;
@@ -101,10 +103,12 @@ kernels! {
     LINEAR_HALF: Half, "linear", [PRELUDE, HALF, MATH], 23, false;
     LINEAR_COOPERATIVE: Cooperative, "linear_cooperative", [WIDE, MATH], 14, false;
     NORM: Single, "norm", [PRELUDE, REDUCE], 12, false;
+    NORM_ROW: Single, "norm_row", [FOURS], 12, false;
     NORMALIZE: Single, "normalize", [PRELUDE, MATH, REDUCE], 18, true;
     PATCH: Single, "patch", [PRELUDE], 9, false;
     POOL: Single, "pool", [PRELUDE, MATH], 7, false;
     RAMP: Single, "ramp", [PRELUDE], 4, false;
+    RNN_COOPERATIVE: Cooperative, "rnn_cooperative", [FOURS, HALF, MATH, CELL, RECURRENCE], 32, true;
     RNN_ROW: Single, "rnn_row", [PRELUDE, FULL, MATH, CELL, RECURRENCE], 32, true;
     RNN_ROW_HALF: Half, "rnn_row", [PRELUDE, HALF, MATH, CELL, RECURRENCE], 32, true;
     RNN_ROW_STEP: Single, "rnn_row_step", [PRELUDE, FULL, MATH, CELL, RECURRENCE], 32, true;

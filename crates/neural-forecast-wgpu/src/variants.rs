@@ -12,8 +12,10 @@ use neural_forecast_runtime::plan::Bucket;
 use neural_forecast_runtime::testing::cases;
 
 use crate::device::{WgpuDevice, WgpuOptions};
-use crate::kernel::{ALL, Constants, Kernel, LINEAR_COOPERATIVE, Tier};
-use crate::step::cooperative_variants;
+use crate::kernel::{
+    ALL, ATTENTION_COOPERATIVE, Constants, Kernel, LINEAR_COOPERATIVE, RNN_COOPERATIVE, Tier,
+};
+use crate::step::{attention_variants, cooperative_variants, recurrence_variants};
 use crate::wide_cases::wide;
 
 fn minimum() -> WgpuDevice {
@@ -139,8 +141,9 @@ fn every_case_compiles_within_the_least_limits_and_its_shaders_translate() {
     translate_all(&device, &mut seen);
     let missing: Vec<&str> = ALL
         .iter()
+        .filter(|kernel| kernel.tier != Tier::Cooperative)
         .map(|kernel| kernel.name)
-        .filter(|name| !seen.contains_key(name) && *name != LINEAR_COOPERATIVE.name)
+        .filter(|name| !seen.contains_key(name))
         .collect();
     assert!(missing.is_empty(), "no case needs the kernels {missing:?}");
     println!("{} variants of {} kernels", device.variants().len(), seen.len());
@@ -157,8 +160,11 @@ fn every_case_compiles_in_half_precision_and_its_shaders_translate() {
 
 #[test]
 fn matrices_of_subgroups_translate_for_every_tile() {
-    for constants in cooperative_variants() {
-        let translated = translate(&LINEAR_COOPERATIVE, &constants);
+    let products = cooperative_variants().into_iter().map(|c| (&LINEAR_COOPERATIVE, c));
+    let recurrences = recurrence_variants().into_iter().map(|c| (&RNN_COOPERATIVE, c));
+    let attentions = attention_variants().into_iter().map(|c| (&ATTENTION_COOPERATIVE, c));
+    for (kernel, constants) in products.chain(recurrences).chain(attentions) {
+        let translated = translate(kernel, &constants);
         assert_eq!(translated, Ok(()), "{constants:?}");
     }
 }

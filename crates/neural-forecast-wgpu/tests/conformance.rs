@@ -4,6 +4,8 @@
 //! is printed; `NF_REQUIRE=wgpu` makes that a failure. `NF_CASES=linear,norm` keeps the cases whose
 //! names begin so, `NF_PRECISION=f16` tests one precision instead of all that the adapter has.
 
+mod shared;
+
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
 use neural_forecast_runtime::testing::{Case, cases, conform_all, device_or_skip};
 use neural_forecast_wgpu::{WgpuDevice, WgpuOptions};
@@ -20,7 +22,8 @@ fn wanted() -> Vec<Case> {
     let wanted = |case: &Case| {
         prefixes.is_empty() || prefixes.iter().any(|prefix| case.name.starts_with(prefix))
     };
-    cases().into_iter().filter(wanted).collect()
+    let own = shared::recurrences().into_iter().chain(shared::attentions());
+    cases().into_iter().chain(own).filter(wanted).collect()
 }
 
 /// What half precision may add: weights are rounded to 11 bits, and operands too where subgroups

@@ -5,6 +5,7 @@ use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::ops::{Attention, AttentionBias, Columns, Rope, relative_bucket};
 use neural_forecast_runtime::plan::{ValueId, WeightId};
 
+use super::attention_cooperative::Tile;
 use super::build::word;
 use super::elementwise::ELEMENTS;
 use super::packer::Packed;
@@ -138,6 +139,23 @@ impl LoadedAttention {
             && queries >= TILE_FROM
     }
 
+    /// How subgroups share it, and their lanes, where they do: as `attention_tile`, where heads are
+    /// matrices and everything lies at multiples of four.
+    fn cooperative(
+        &self,
+        b: &Build<'_>,
+        [queries, keys]: [usize; 2],
+        lies: [Lie; 4],
+    ) -> Option<(Tile, u32)> {
+        let (head, lanes) = (self.op.head(), b.cooperative()?);
+        let in_fours = |lie: Lie| [lie.place as usize, lie.row, lie.step].map(|n| n % 4) == [0; 3];
+        let tile = Tile::of(head, queries, keys)?;
+        let most = b.limits().max_compute_workgroup_storage_size as usize;
+        let size = b.limits().max_compute_invocations_per_workgroup as usize;
+        let fits = tile.bytes() <= most && tile.invocations(lanes) <= size;
+        (fits && lies.into_iter().all(in_fours)).then_some((tile, lanes))
+    }
+
     /// This run's rows into the ring.
     fn append(&self, b: &mut Build<'_>, keys: Lie, values: Lie) -> Result<(), DeviceError> {
         let Some(ring) = self.op.ring else { return Ok(()) };
@@ -205,8 +223,10 @@ impl Loaded for LoadedAttention {
         let query_extras = (place(0, norm), place(2, op.per_dim_scale.is_some()));
         let mut depths = Vec::new();
         let mut keys = Lie { place: 0, row: 0, step: 0 };
+        let mut asked = keys;
         for ((query, key), scale) in op.queries.iter().zip(&op.keys).zip(&op.scales) {
             let query = self.prepared(b, query, shift, query_extras)?;
+            asked = query;
             keys = self.prepared(b, key, 0, (place(1, norm), None))?;
             depths.push(query.place);
             depths.extend(turned(query));
@@ -214,7 +234,6 @@ impl Loaded for LoadedAttention {
             depths.extend(turned(keys));
             depths.push(scale.to_bits());
         }
-        let depths = b.constants(&depths);
         let all = b.shape(op.values.value)[2];
         let values = b.value(op.values.value) + word(op.values.start);
         let values = Lie { place: values, row: time * all, step: all };
@@ -229,6 +248,29 @@ impl Loaded for LoadedAttention {
             Some(_) => (1 - capacity as isize, capacity + time - 1),
             None => (1 - time as isize, (time + queries).saturating_sub(1)),
         };
+        if self.is_tiled(head_v, queries)
+            && time > 0
+            && let Some((tile, lanes)) =
+                self.cooperative(b, [queries, time], [asked, keys, values, result])
+        {
+            let lies = [asked, keys, values, result];
+            let mut words: Vec<u32> = lies
+                .into_iter()
+                .flat_map(|lie| [lie.place, word(lie.row), word(lie.step)])
+                .collect();
+            words.extend([rows, queries, time, op.heads].map(word));
+            words.extend([shift as i32 as u32, mask.place, word(mask.row)]);
+            words.push(op.scales[0].to_bits());
+            let mut constants = tile.constants(lanes);
+            constants.extend([
+                ("CAUSAL", u32::from(op.causal)),
+                ("MASK", u32::from(op.key_mask.is_some())),
+            ]);
+            let times = op.heads * queries.div_ceil(tile.queries());
+            let place = (self.packed.buffer, b.grid(self.y, rows, 1, times));
+            return b.dispatch(&kernel::ATTENTION_COOPERATIVE, &constants, words, place);
+        }
+        let depths = b.constants(&depths);
         let buckets = self.buckets(b, distance_first, distances);
         let (outer, inner, keys_seen) = match (over_groups, op.ring.is_some()) {
             (true, _) => (queries, rows, rows),

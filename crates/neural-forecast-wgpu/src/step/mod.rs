@@ -4,6 +4,7 @@
 //! `.wgsl` file of the same name. Places and sizes are decided here; nothing is dispatched here.
 
 mod attention;
+mod attention_cooperative;
 mod build;
 mod elementwise;
 mod layout;
@@ -12,12 +13,17 @@ mod norm;
 mod normalize;
 mod packer;
 mod resample;
+mod rnn_cooperative;
 mod rnn_stack;
 
+#[cfg(test)]
+pub(crate) use attention_cooperative::attention_variants;
 pub(crate) use build::{Build, Dispatch, Grid, Means, Places};
 #[cfg(test)]
 pub(crate) use linear::cooperative_variants;
 pub(crate) use packer::{Packer, Part};
+#[cfg(test)]
+pub(crate) use rnn_cooperative::recurrence_variants;
 
 use neural_forecast_runtime::ops::Op;
 use neural_forecast_runtime::plan::Step;

@@ -9,6 +9,11 @@ use super::packer::Packed;
 use super::{Build, Loaded, Packer};
 use crate::kernel;
 
+/// Rows of a workgroup of `norm_row`, invocations of a row, and most fours that one of them has.
+const ROWS: usize = 8;
+const SHARE: usize = 16;
+const FOURS_MAX: usize = 16;
+
 /// A norm with its weights: scale, shift, trained mean and variance, those that it has.
 #[derive(Debug)]
 pub(super) struct PackedNorm {
@@ -48,11 +53,18 @@ impl PackedNorm {
         let mut words = vec![from, to, word(rows), word(width), word(groups), word(width / groups)];
         words.extend(&self.packed.places);
         words.extend([self.op.eps.to_bits(), self.op.weight_offset.to_bits()]);
-        let constants = [
+        let mut constants = vec![
             ("KIND", kind),
             ("WEIGHT", u32::from(self.op.weight.is_some())),
             ("BIAS", u32::from(self.op.bias.is_some())),
         ];
+        let fours = width.div_ceil(4 * SHARE);
+        let in_fours = width.is_multiple_of(4) && from % 4 == 0 && to % 4 == 0;
+        if groups == 1 && kind != 2 && in_fours && (1..=FOURS_MAX).contains(&fours) {
+            constants.push(("FOURS", word(fours)));
+            let grid = b.grid(value, rows, ROWS, 1);
+            return b.dispatch(&kernel::NORM_ROW, &constants, words, (self.packed.buffer, grid));
+        }
         let grid = b.grid(value, rows, 1, groups);
         b.dispatch(&kernel::NORM, &constants, words, (self.packed.buffer, grid))
     }

@@ -56,6 +56,11 @@ impl<'a> Packer<'a> {
         Packer { plan, source, elements_max: (bytes / 4) as usize, half, buffers }
     }
 
+    /// Whether operands of products become halves.
+    pub(crate) fn is_half(&self) -> bool {
+        self.half
+    }
+
     /// A weight's shape.
     pub(crate) fn shape(&self, id: WeightId) -> &'a [usize] {
         &self.plan.weight(id).shape

@@ -3,7 +3,8 @@
 //! loop over time is inside a workgroup that can hold the recurrence, else each step is a dispatch.
 //! For one series as soon as possible, a workgroup has one row, and its invocations hold the
 //! recurrent weights in registers where those suffice (`rnn_row`); where no workgroup can hold the
-//! recurrence, many share a step of a row (`rnn_row_step`).
+//! recurrence, many share a step of a row (`rnn_row_step`). For many series, where subgroups multiply
+//! matrices together, a workgroup has tens of rows (`rnn_cooperative`).
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::KernelClass;
@@ -14,12 +15,16 @@ use super::build::word;
 use super::linear::{Product, Walk};
 use super::normalize::NewState;
 use super::packer::Packed;
+use super::rnn_cooperative::Tiling;
 use super::{Build, Loaded, Packer, Part};
 use crate::kernel;
 
 /// Elements that the sums over the inputs of a piece of time take at most, unless one step of the
 /// batch takes more: 32 MiB.
 const SUMS_MAX: usize = 8 << 20;
+
+/// The same where a workgroup reads its weights anew with each piece: 256 MiB.
+const SUMS_MAX_COOPERATIVE: usize = 64 << 20;
 
 /// Rows of a workgroup.
 const ROWS: usize = 4;
@@ -56,10 +61,13 @@ const UNIT_BYTES: usize = 4 * ROWS;
 struct Direction {
     /// Input weights and bias, recurrent weights `[inputs, gates · hidden]` and bias, projection
     /// `[hidden, width]` and as it is stored, `[width, hidden]`; recurrent weights as they are
-    /// stored where no workgroup holds the recurrence.
+    /// stored where no workgroup holds the recurrence; weights as `rnn_cooperative` has them, and
+    /// the sum of both biases.
     packed: Packed,
     bias_ih: bool,
     bias_hh: bool,
+    /// How subgroups share it, where weights are halves.
+    tiling: Option<Tiling>,
     /// Inputs of a product over the layer's inputs, and of a unit's recurrence.
     inputs: usize,
     recurrent: usize,
@@ -94,6 +102,13 @@ impl LoadedRnn {
             let (turned, narrow) =
                 (transposed(&w_hh, recurrent), transposed(&projection, op.hidden));
             let rows: &[f32] = if op.hidden >= SHARED_FROM { &w_hh } else { &[] };
+            let tiling = Tiling::of(op, inputs).filter(|_| packer.is_half());
+            let tiles = tiling.map_or(Vec::new(), |tiling| tiling.pack(&w_ih, &w_hh));
+            let biases = match (tiling, b_ih.as_slice(), b_hh.as_slice()) {
+                (None, ..) => Vec::new(),
+                (_, [], only) | (_, only, []) => only.to_vec(),
+                (_, b_ih, b_hh) => b_ih.iter().zip(b_hh).map(|(a, b)| a + b).collect(),
+            };
             let parts = [
                 Part::Product(&w_ih),
                 Part::Single(&b_ih),
@@ -102,10 +117,12 @@ impl LoadedRnn {
                 Part::Product(&narrow),
                 Part::Product(&projection),
                 Part::Product(rows),
+                Part::Product(&tiles),
+                Part::Single(&biases),
             ];
             let packed = packer.pack_parts(owner, &parts)?;
             let (bias_ih, bias_hh) = (weights.b_ih.is_some(), weights.b_hh.is_some());
-            Ok(Direction { packed, bias_ih, bias_hh, inputs, recurrent })
+            Ok(Direction { packed, bias_ih, bias_hh, tiling, inputs, recurrent })
         };
         let mut layers = Vec::new();
         for layer in &op.layers {
@@ -236,6 +253,7 @@ impl Way<'_> {
         b: &mut Build<'_>,
         sums: u32,
         (begin, end): (usize, usize),
+        bias: Option<u32>,
     ) -> Result<(), DeviceError> {
         let (op, direction) = (&self.stack.op, self.direction);
         let steps = end - begin;
@@ -260,15 +278,15 @@ impl Way<'_> {
             x: self.x.place + word(begin * self.x.step),
             y: sums,
             weight: direction.packed.places[0],
-            bias: direction.bias_ih.then_some(direction.packed.places[1]),
+            bias,
             ..Product::default()
         };
         product.push(b, &walk, direction.packed.buffer, self.stack.outputs[0])
     }
 
-    /// Where the sums and outputs of steps `[begin, end)` of time are, in the order of the steps.
-    fn places(&self, sums: u32, (begin, end): (usize, usize)) -> StepPlaces {
-        let gates = self.stack.gates() * self.stack.op.hidden;
+    /// Where the sums and outputs of steps `[begin, end)` of time are, in the order of the steps;
+    /// `gates` elements of sums a step.
+    fn places(&self, (sums, gates): (u32, usize), (begin, end): (usize, usize)) -> StepPlaces {
         let (steps, dropped) = (end - begin, self.time - self.kept);
         // Differences may be negative; the kernel's additions wrap as these do.
         let shifted = |place: u32, steps: isize, stride: usize| {
@@ -353,7 +371,7 @@ impl Way<'_> {
         let steps = range.1 - range.0;
         let begins = self.begins(b, first);
         let gates = stack.gates() * op.hidden;
-        let places = self.places(sums, range);
+        let places = self.places((sums, gates), range);
         let words = self.words(&places, (steps, steps * gates), &begins, &self.ends);
         if b.class() == KernelClass::Latency
             && let Some((slices, fours)) = stack.in_registers(b)
@@ -384,6 +402,45 @@ impl Way<'_> {
         b.dispatch(kernel, &constants, words, (self.direction.packed.buffer, grid))
     }
 
+    /// How subgroups share the recurrence, and their lanes, where they do: for many series.
+    fn cooperative(&self, b: &Build<'_>) -> Option<(Tiling, u32)> {
+        let lanes = b.cooperative().filter(|_| b.class() == KernelClass::Throughput)?;
+        let tiling = self.direction.tiling.filter(|_| self.time > 0)?;
+        let most = b.limits().max_compute_workgroup_storage_size as usize;
+        let strides = [self.y.place as usize, self.y.row, self.y.step];
+        let ends = self.ends.iter().flat_map(|&(place, row)| [place as usize, row]);
+        let in_fours = strides.into_iter().chain(ends).all(|place| place.is_multiple_of(4));
+        (in_fours && tiling.bytes() <= most).then_some((tiling, lanes))
+    }
+
+    /// The recurrence over steps `[begin, end)` where subgroups share it: after the sums over the
+    /// inputs, of which there are `row` elements a row, or with the inputs among its operands.
+    fn push_cooperative(
+        &self,
+        b: &mut Build<'_>,
+        (tiling, lanes): (Tiling, u32),
+        (sums, row, step): (u32, usize, usize),
+        range: (usize, usize),
+        first: bool,
+    ) -> Result<(), DeviceError> {
+        let begins = self.begins(b, first);
+        let places = self.places((sums, step), range);
+        let mut words = self.words(&places, (range.1 - range.0, row), &begins, &self.ends);
+        words[WEIGHT_WORD] = self.direction.packed.places[7];
+        let mut constants = self.constants(begins[0].mode);
+        if self.stack.op.cell != Cell::Gru {
+            // Where the inputs' sums are there before, both biases are in them.
+            let is_here = tiling.is_joint() && (self.direction.bias_ih || self.direction.bias_hh);
+            words[WEIGHT_WORD + 1] = self.direction.packed.places[8];
+            constants.retain(|(name, _)| *name != "BIAS");
+            constants.push(("BIAS", u32::from(is_here)));
+        }
+        constants.extend(tiling.constants(lanes));
+        let grid = b.grid(self.stack.outputs[0], self.rows, tiling.rows(), 1);
+        let place = (self.direction.packed.buffer, grid);
+        b.dispatch(&kernel::RNN_COOPERATIVE, &constants, words, place)
+    }
+
     /// The same with a dispatch for each step, `before` of which are behind it: states go back and
     /// forth between two places, and to their ends with the last step.
     fn push_each(
@@ -396,7 +453,7 @@ impl Way<'_> {
         let (stack, op) = (self.stack, &self.stack.op);
         let steps = range.1 - range.0;
         let gates = stack.gates() * op.hidden;
-        let places = self.places(sums, range);
+        let places = self.places((sums, gates), range);
         for step in 0..steps {
             let number = before + step;
             let ends =
@@ -485,26 +542,48 @@ impl Way<'_> {
         let op = &self.stack.op;
         let gates = self.stack.gates() * op.hidden;
         let binding = (b.limits().max_storage_buffer_binding_size / 16) as usize;
-        let each = (SUMS_MAX.min(binding) / (self.rows * gates).max(1)).clamp(1, self.time.max(1));
+        let cooperative = self.cooperative(b);
+        let most = if cooperative.is_some() { SUMS_MAX_COOPERATIVE } else { SUMS_MAX };
+        let each = (most.min(binding) / (self.rows * gates).max(1)).clamp(1, self.time.max(1));
         let mark = b.scratch_mark();
+        let packed = &self.direction.packed;
+        let mut bias = self.direction.bias_ih.then_some(packed.places[1]);
+        if cooperative.is_some() && op.cell != Cell::Gru && self.direction.bias_hh {
+            bias = Some(packed.places[8]);
+        }
+        if let Some((tiling, lanes)) = cooperative.filter(|(tiling, _)| tiling.is_joint()) {
+            let x = (self.x.place, self.x.row, self.x.step);
+            self.push_cooperative(b, (tiling, lanes), x, (0, self.time), true)?;
+            return self.push_states(b);
+        }
         let sums = b.scratch(self.rows * each * gates);
         let pieces = self.time.div_ceil(each).max(1);
         // Without any step there is nothing to hold: the loop passes the initial state on.
         let shared = self.shared_fours(b).is_some();
-        let looped = self.time == 0 || (self.stack.fits(b) && !shared);
+        let looped = self.time == 0 || cooperative.is_some() || (self.stack.fits(b) && !shared);
         let mut between = (!looped).then(|| self.between(b));
         let mut before = 0;
         for piece in 0..pieces {
             let in_time = if self.backwards { pieces - 1 - piece } else { piece };
             let range = (in_time * each, ((in_time + 1) * each).min(self.time));
-            self.push_sums(b, sums, range)?;
-            match &mut between {
-                None => self.push_loop(b, sums, range, piece == 0)?,
-                Some(between) => self.push_each(b, sums, range, (before, between))?,
+            self.push_sums(b, sums, range, bias)?;
+            match (cooperative, &mut between) {
+                (Some(how), _) => {
+                    let sums = (sums, (range.1 - range.0) * gates, gates);
+                    self.push_cooperative(b, how, sums, range, piece == 0)?;
+                }
+                (None, None) => self.push_loop(b, sums, range, piece == 0)?,
+                (None, Some(between)) => self.push_each(b, sums, range, (before, between))?,
             }
             before += range.1 - range.0;
         }
         b.scratch_release(mark);
+        self.push_states(b)
+    }
+
+    /// The states at the end into the store, where they are kept there.
+    fn push_states(&self, b: &mut Build<'_>) -> Result<(), DeviceError> {
+        let op = &self.stack.op;
         if !op.states.as_ref().is_some_and(|states| states.write) {
             return Ok(());
         }
@@ -568,6 +647,11 @@ impl Loaded for LoadedRnn {
                 let ends = ends.collect();
                 let y = Series { place: y.place + word(d * op.width()), ..y };
                 let backwards = d == 1;
+                // Going back, positions before the first that is kept change nothing that is kept.
+                let keeps_end = op.finals || op.states.as_ref().is_some_and(|states| states.write);
+                let needed = if backwards && !keeps_end { kept.min(time) } else { time };
+                let x = Series { place: x.place + word((time - needed) * x.step), ..x };
+                let time = needed;
                 Way { stack: self, direction, number, backwards, x, y, kept, rows, time, ends }
                     .push(b)?;
             }
