@@ -113,6 +113,21 @@ fn main(
     let own_scores = (subgroup * 16u + own) * ROW + part;
     let own_shares = (subgroup * 16u + own) * ROW + part;
 
+    // The first keys and values are on their way while queries are brought in, those of a tile
+    // while the one before is multiplied.
+    let k = (params.k + outer * params.k_outer) / 4u + h * HEAD;
+    let v = (params.v + outer * params.v_outer) / 4u + h * HEAD;
+    let last_key = params.keys - 1u;
+    //# for l in LOADS
+    let key_$l = ($lu * SIZE + lane) / HEAD;
+    let four_$l = ($lu * SIZE + lane) % HEAD;
+    let to_$l = key_$l * HEAD_ROW + four_$l;
+    // The last key stands in for those beyond it, which nobody sees.
+    let from_$l = min(key_$l, last_key);
+    var next_k_$l = arena[k + from_$l * params.k_inner / 4u + four_$l];
+    var next_v_$l = arena[v + from_$l * params.v_inner / 4u + four_$l];
+    //# end
+
     //# for d in DEPTH
     workgroupBarrier();
     for (var i = part; i < 4u; i += SHARE) {
@@ -125,16 +140,6 @@ fn main(
     var largest = LOWEST;
     var divisor = 0.0;
 
-    // Where the invocation's fours of keys and values are.
-    let k = (params.k + outer * params.k_outer) / 4u + h * HEAD;
-    let v = (params.v + outer * params.v_outer) / 4u + h * HEAD;
-    //# for l in LOADS
-    let key_$l = ($lu * SIZE + lane) / HEAD;
-    let four_$l = ($lu * SIZE + lane) % HEAD;
-    let to_$l = key_$l * HEAD_ROW + four_$l;
-    //# end
-    let last_key = params.keys - 1u;
-
     //# for pass in 2
     if ($passu == 1u) | (ONCE == 0u) {
         for (var tile = 0u; tile < params.keys; tile += KEYS) {
@@ -142,12 +147,8 @@ fn main(
             workgroupBarrier();
             //# for l in LOADS
             if key_$l < KEYS {
-                // The last key stands in for those beyond it, which nobody sees.
-                let key = min(tile + key_$l, last_key);
-                k_tile[to_$l] = vec4<f16>(arena[k + key * params.k_inner / 4u + four_$l]);
-                if $passu == 1u {
-                    v_tile[to_$l] = vec4<f16>(arena[v + key * params.v_inner / 4u + four_$l]);
-                }
+                k_tile[to_$l] = vec4<f16>(next_k_$l);
+                v_tile[to_$l] = vec4<f16>(next_v_$l);
             }
             //# end
             if MASK == 1u && lane < KEYS {
@@ -155,6 +156,17 @@ fn main(
                 shown[lane] = load(params.mask + outer * params.mask_outer + key);
             }
             workgroupBarrier();
+            if ONCE == 0u {
+                // After the last tile the first again, for the second time.
+                let next = select(0u, tile + KEYS, tile + KEYS < params.keys);
+                //# for l in LOADS
+                let key_next_$pass_$l = min(next + key_$l, last_key);
+                next_k_$l = arena[k + key_next_$pass_$l * params.k_inner / 4u + four_$l];
+                if ($passu == 1u) | (next == 0u) {
+                    next_v_$l = arena[v + key_next_$pass_$l * params.v_inner / 4u + four_$l];
+                }
+                //# end
+            }
             //# for n in KEY_TILES
             var score_$pass_$n = coop_mat16x16<f32, C>();
             //# for d in DEPTH
