@@ -651,8 +651,20 @@ pub trait Program: Send + fmt::Debug {
     /// What went wrong in the run; `Cancelled`.
     fn wait(&mut self) -> Result<(), DeviceError>;
 
+    /// Has the device's own clock read in every run from now on, where there is one. Reading it
+    /// may cost a run some time, so that it need not be read before.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Lost`.
+    ///
+    /// # Panics
+    /// If a run is in flight.
+    fn time_runs(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Time between the first and the last kernel of the last run by the device's own clock, in
-    /// microseconds; `None` where there is no such clock, or nothing has run.
+    /// microseconds; `None` where there is no such clock, it was not read, or nothing has run.
     fn device_us(&self) -> Option<f64> {
         None
     }

@@ -1,5 +1,7 @@
 //! An adapter as a device of the runtime: opened, described, watched.
 
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use neural_forecast_runtime::counters::Counters;
@@ -12,6 +14,7 @@ use neural_forecast_runtime::plan::Plan;
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
 use crate::adapter::{self, AdapterReport};
+use crate::cache::{PipelineCache, PipelineCacheReport};
 use crate::health::{Health, checked};
 use crate::kernel::Pipelines;
 use crate::resident::WgpuResident;
@@ -29,6 +32,11 @@ pub struct WgpuOptions {
     pub minimum_limits: bool,
     /// Do without matrices that subgroups multiply together, whatever the adapter has.
     pub without_cooperative: bool,
+    /// Copy inputs and outputs even where host and device share memory.
+    pub without_mappable: bool,
+    /// A folder to keep compiled pipelines in, where the driver hands them out (Vulkan). It must be
+    /// as trusted as the program itself: a driver takes what is in it as its own.
+    pub pipeline_folder: Option<PathBuf>,
 }
 
 /// An opened adapter. Residents and programs keep it open.
@@ -44,10 +52,15 @@ pub(crate) struct Shared {
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
     pub(crate) pipelines: Pipelines,
+    cache: Option<PipelineCache>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) health: Arc<Health>,
     pub(crate) capabilities: Capabilities,
     pub(crate) memory_bytes_max: Option<u64>,
+    /// Whether the host writes and reads storage itself.
+    pub(crate) mappable: bool,
+    /// Bytes that were copied between memory of the host and memory of the device.
+    pub(crate) staged: AtomicU64,
     /// Lanes of the subgroups that multiply matrices of 16 by 16 halves together, where the adapter
     /// lists that, and what came of its trial.
     cooperative: Option<u32>,
@@ -73,6 +86,67 @@ impl Shared {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, DeviceError> {
+        self.create(what, bytes, (usage, false))
+    }
+
+    /// The same, mapped for the host to write to; with `MAP_WRITE` it is the very memory that the
+    /// device reads.
+    pub(crate) fn mapped_buffer(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, DeviceError> {
+        self.create(what, bytes, (usage, true))
+    }
+
+    /// A buffer with these bytes in front.
+    pub(crate) fn filled_buffer(
+        &self,
+        what: &str,
+        bytes: &[u8],
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, DeviceError> {
+        let size = bytes.len() as u64;
+        if !self.mappable {
+            let buffer = self.buffer(what, size, usage | wgpu::BufferUsages::COPY_DST)?;
+            self.upload(what, &buffer, (0, bytes))?;
+            return Ok(buffer);
+        }
+        let buffer = self.mapped_buffer(what, size, usage | wgpu::BufferUsages::MAP_WRITE)?;
+        self.checked(DeviceErrorKind::Execution, what, || {
+            match buffer.slice(..).get_mapped_range_mut() {
+                Ok(mut view) => view.slice(..bytes.len()).copy_from_slice(bytes),
+                Err(error) => {
+                    let message = format!("{what} cannot be written: {error}");
+                    return Err(DeviceError::new(DeviceErrorKind::Execution, message));
+                }
+            }
+            buffer.unmap();
+            Ok(())
+        })??;
+        Ok(buffer)
+    }
+
+    /// Copies bytes to a place in a buffer of the device.
+    pub(crate) fn upload(
+        &self,
+        what: &str,
+        buffer: &wgpu::Buffer,
+        (at, bytes): (u64, &[u8]),
+    ) -> Result<(), DeviceError> {
+        let copy = || self.queue.write_buffer(buffer, at, bytes);
+        self.checked(DeviceErrorKind::Execution, what, copy)?;
+        self.staged.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn create(
+        &self,
+        what: &str,
+        bytes: u64,
+        (usage, mapped_at_creation): (wgpu::BufferUsages, bool),
+    ) -> Result<wgpu::Buffer, DeviceError> {
         let most = self.limits.max_buffer_size;
         if bytes > most {
             let message =
@@ -83,10 +157,17 @@ impl Shared {
             label: Some(what),
             size: bytes.max(16).next_multiple_of(16),
             usage,
-            mapped_at_creation: false,
+            mapped_at_creation,
         };
         let create = || self.device.create_buffer(&descriptor);
         self.checked(DeviceErrorKind::OutOfMemory, what, create)
+    }
+
+    /// Keeps what pipelines were made, where that is wanted.
+    pub(crate) fn save_pipelines(&self) {
+        if let Some(cache) = &self.cache {
+            cache.save(self.pipelines.count());
+        }
     }
 
     /// Most bytes that a storage binding may have.
@@ -144,11 +225,19 @@ impl WgpuDevice {
             false => adapter.limits(),
         };
         let cooperative = cooperative(adapter, &limits, options);
+        let mappable = unified(&adapter.get_info())
+            && !options.minimum_limits
+            && !options.without_mappable
+            && adapter.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
         let mut features = wgpu::Features::empty();
+        features.set(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, mappable);
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if !options.minimum_limits {
             features |=
                 adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY);
+        }
+        if options.pipeline_folder.is_some() {
+            features |= adapter.features() & wgpu::Features::PIPELINE_CACHE;
         }
         if cooperative.is_some() {
             features |= COOPERATIVE;
@@ -176,18 +265,26 @@ impl WgpuDevice {
             lost.lose(format!("{name}: {reason:?} {message}").trim_end().to_owned());
         });
         let limits = device.limits();
+        let folder = options.pipeline_folder.as_deref();
+        let place = (&device, &*health);
+        let cache = folder.map(|folder| PipelineCache::open(folder, &adapter.get_info(), place));
+        let cache = cache.transpose()?;
+        let handle = cache.as_ref().and_then(PipelineCache::handle);
         let place = (DeviceErrorKind::Compile, "binding layouts");
-        let pipelines = checked(&device, &health, place, || Pipelines::new(&device))?;
+        let pipelines = checked(&device, &health, place, || Pipelines::new(&device, handle))?;
         let capabilities = capabilities(&report, adapter, (&limits, features), options);
         let shared = Shared {
             device,
             queue,
             limits,
             pipelines,
+            cache,
             counters: Arc::default(),
             health,
             capabilities,
             memory_bytes_max: options.memory_bytes_max,
+            mappable,
+            staged: AtomicU64::new(0),
             cooperative,
             tried: OnceLock::new(),
             report,
@@ -206,6 +303,18 @@ impl WgpuDevice {
     pub fn cooperative_trial(&self) -> Option<Result<(), &str>> {
         let tried = self.shared.tried.get()?;
         Some(tried.as_ref().copied().map_err(String::as_str))
+    }
+
+    /// What became of the folder of compiled pipelines, if there is to be one.
+    pub fn pipeline_cache(&self) -> Option<PipelineCacheReport> {
+        self.shared.cache.as_ref().map(PipelineCache::report)
+    }
+
+    /// Bytes that were copied between memory of the host and memory of the device since it was
+    /// opened: weights, inputs, run headers, outputs. Where host and device share memory and the
+    /// adapter lets storage be mapped, forecasts copy nothing.
+    pub fn staged_bytes(&self) -> u64 {
+        self.shared.staged.load(Ordering::Relaxed)
     }
 
     /// For what tries a device.
@@ -228,6 +337,11 @@ impl WgpuDevice {
         // The callback may come later, or not at all for a loss by one's own hand.
         self.shared.health.lose(format!("{} was given up", self.shared.capabilities.id));
     }
+}
+
+/// Whether host and device share memory.
+fn unified(info: &wgpu::AdapterInfo) -> bool {
+    matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu)
 }
 
 /// Features that matrices of subgroups need.
@@ -290,8 +404,6 @@ fn capabilities(
     if enabled.contains(wgpu::Features::SHADER_F16) {
         precisions.push(Precision::F16);
     }
-    let unified =
-        matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu);
     Capabilities {
         kind: DeviceKind::Gpu,
         id: format!("gpu:{}", report.ordinal),
@@ -301,7 +413,7 @@ fn capabilities(
         memory_bytes: options.memory_bytes_max.unwrap_or(u64::MAX).min(limits.max_buffer_size),
         bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
         binding_bytes_max: limits.max_storage_buffer_binding_size,
-        unified_memory: unified,
+        unified_memory: unified(&info),
         // A grid cannot wait for itself in WebGPU.
         cooperative: false,
         peak_flops: Vec::new(),
@@ -321,6 +433,7 @@ fn capabilities(
             feature("shader_f16", has(wgpu::Features::SHADER_F16)),
             feature("cooperative_matrix", configurations(adapter)),
             feature("mappable_storage", has(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)),
+            feature("pipeline_cache", has(wgpu::Features::PIPELINE_CACHE)),
             feature("timestamps", has(wgpu::Features::TIMESTAMP_QUERY)),
         ],
     }

@@ -165,10 +165,12 @@ pub(crate) struct Pipelines {
     /// By their text.
     modules: Mutex<BTreeMap<String, wgpu::ShaderModule>>,
     made: Mutex<BTreeMap<(Key, Constants), Arc<wgpu::ComputePipeline>>>,
+    /// Of the driver, where it is kept between processes.
+    cache: Option<wgpu::PipelineCache>,
 }
 
 impl Pipelines {
-    pub(crate) fn new(device: &wgpu::Device) -> Pipelines {
+    pub(crate) fn new(device: &wgpu::Device, cache: Option<wgpu::PipelineCache>) -> Pipelines {
         let layout = |stateful: bool, half: bool| {
             let mut entries = vec![
                 entry(0, wgpu::BufferBindingType::Uniform),
@@ -194,7 +196,7 @@ impl Pipelines {
         };
         let layouts =
             [layout(false, false), layout(true, false), layout(false, true), layout(true, true)];
-        Pipelines { layouts, modules: Mutex::default(), made: Mutex::default() }
+        Pipelines { layouts, modules: Mutex::default(), made: Mutex::default(), cache }
     }
 
     /// The layout of the one bind group, without or with the state store and weights in half
@@ -225,6 +227,11 @@ impl Pipelines {
         let pipeline = Arc::new(pipeline);
         made.insert(key, Arc::clone(&pipeline));
         Ok(pipeline)
+    }
+
+    /// How many were made so far.
+    pub(crate) fn count(&self) -> usize {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Every variant made so far.
@@ -259,7 +266,7 @@ impl Pipelines {
                 // No kernel reads workgroup memory that it has not written.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.cache.as_ref(),
         })
     }
 }

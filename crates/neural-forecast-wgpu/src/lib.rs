@@ -4,19 +4,24 @@
 //! read-only buffers; an entry compiled for a bucket is one arena, pipelines and bind groups made
 //! beforehand, and a list of dispatches that a run records into a single compute pass. Only
 //! WebGPU's own features are needed; half precision and matrices of subgroups are used where an
-//! adapter has them. Does not know models or series. Its only unsafe code says that an experimental
-//! feature is wanted.
+//! adapter has them. Does not know models or series. Its only unsafe code, in `experiments`, gives
+//! wgpu two promises.
 
 #![deny(unsafe_code)]
 
 mod adapter;
+mod cache;
+mod clock;
 mod device;
+mod exchange;
 #[allow(unsafe_code)]
 mod experiments;
 mod health;
 mod kernel;
 mod program;
 mod resident;
+#[cfg(test)]
+mod spirv;
 mod step;
 mod text;
 mod trial;
@@ -25,6 +30,8 @@ mod variants;
 #[cfg(test)]
 #[path = "../tests/cases/mod.rs"]
 mod wide_cases;
+mod window;
 
 pub use adapter::{AdapterReport, adapters};
+pub use cache::{PipelineCacheReport, PipelinesFound};
 pub use device::{WgpuDevice, WgpuOptions};

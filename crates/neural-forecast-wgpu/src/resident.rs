@@ -1,6 +1,7 @@
 //! A plan with its weights and states on a device.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use neural_forecast_runtime::arena::{ALIGNMENT, MemoryLine};
 use neural_forecast_runtime::device::{
@@ -80,10 +81,8 @@ impl WgpuResident {
             let owner = format!("packed weights {i}");
             let bytes = packed.len() as u64 * 4;
             budget.reserve(&owner, bytes)?;
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-            let buffer = gpu.buffer(&owner, bytes, usage)?;
-            let upload = || gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&packed));
-            gpu.checked(DeviceErrorKind::Execution, &owner, upload)?;
+            let (words, usage) = (bytemuck::cast_slice(&packed), wgpu::BufferUsages::STORAGE);
+            let buffer = gpu.filled_buffer(&owner, words, usage)?;
             memory.push(MemoryLine::new(owner, bytes));
             buffers.push(buffer);
         }
@@ -142,7 +141,9 @@ impl Resident for WgpuResident {
         let loaded = loaded.expect("the caller broke the contract: the plan has the entry");
         loaded.entry.check_bucket(request.bucket)?;
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(WgpuProgram::compile(shared, &loaded.entry, &loaded.steps, request)?))
+        let program = WgpuProgram::compile(shared, &loaded.entry, &loaded.steps, request)?;
+        self.shared.gpu.save_pipelines();
+        Ok(Box::new(program))
     }
 
     fn export_state(&self, slot: u32) -> Result<Vec<Vec<f32>>, DeviceError> {
@@ -165,7 +166,8 @@ impl Resident for WgpuResident {
             gpu.queue.submit([encoder.finish()])
         };
         let index = gpu.checked(DeviceErrorKind::Execution, "exported states", submit)?;
-        let view = until_mapped(gpu, &staging, index)?;
+        let view = until_mapped(gpu, staging, index)?;
+        gpu.staged.fetch_add(bytes, Ordering::Relaxed);
         let all: &[f32] = bytemuck::cast_slice(&view);
         let mut rest = &all[..elements];
         let mut exported = Vec::new();
@@ -192,13 +194,12 @@ impl Resident for WgpuResident {
                 "the caller broke the contract: elements of state `{name}`"
             );
         }
-        let gpu = &shared.gpu;
-        gpu.checked(DeviceErrorKind::Execution, "imported states", || {
-            for (new, state) in states.iter().zip(&shared.states) {
-                let at = (state.first + slot * state.elements) as u64 * 4;
-                gpu.queue.write_buffer(&shared.store, at, bytemuck::cast_slice(new));
-            }
-        })
+        for (new, state) in states.iter().zip(&shared.states) {
+            let at = (state.first + slot * state.elements) as u64 * 4;
+            let bytes = bytemuck::cast_slice(new);
+            shared.gpu.upload("imported states", &shared.store, (at, bytes))?;
+        }
+        Ok(())
     }
 
     fn reset_state(&mut self, slot: u32) -> Result<(), DeviceError> {

@@ -3,6 +3,8 @@
 //! Plain data with public fields, as the guide writes them; nothing here opens a device or holds a
 //! weight. `validate` says what a network or a device cannot be.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +30,9 @@ pub struct GPUConfig {
     pub compute_capability: Option<(u32, u32)>,
     /// Graphics interface to take: `vulkan`, `metal` or `dx12`.
     pub preferred_backend: Option<String>,
+    /// A folder to keep the pipelines of a WebGPU adapter in, compiled, where its driver hands them
+    /// out. It must be as trusted as the program itself.
+    pub pipeline_folder: Option<PathBuf>,
 }
 
 impl GPUConfig {

@@ -243,6 +243,7 @@ pub(crate) fn open(ordinal: usize, config: &GPUConfig) -> Result<Arc<WgpuDevice>
     let options = WgpuOptions {
         backend: config.preferred_backend.clone(),
         memory_bytes_max: config.memory_limit,
+        pipeline_folder: config.pipeline_folder.clone(),
         ..WgpuOptions::default()
     };
     let device = WgpuDevice::open(ordinal, options).map_err(|error| {

@@ -341,6 +341,7 @@ impl<'a> Caller<'a> {
 
     /// What the device's clock says of a run, at the median of some.
     fn device_us(&mut self, options: &BenchOptions) -> Result<Option<f64>> {
+        self.program.time_runs().map_err(device_error)?;
         let mut times = Vec::new();
         let start = Instant::now();
         for _ in 0..DEVICE_CLOCK_RUNS {
