@@ -481,3 +481,26 @@ fn no_precision(shared: &Shared, precision: Precision) -> String {
     let known: Vec<&str> = precisions.iter().map(|known| known.name()).collect();
     format!("precision `{}` on {id} ({name}), which has {}", precision.name(), known.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_says_so_and_goes_on() {
+        // It has no limits of its own, and the host has no pebibyte.
+        let device = WgpuDevice::open_noop(&WgpuOptions::default()).expect("it is always there");
+        let (gpu, storage) = (device.shared(), wgpu::BufferUsages::STORAGE);
+        let map = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        for _ in 0..2 {
+            let huge = gpu.buffer("weights", 1 << 50, storage);
+            for refused in [huge, gpu.mapped_buffer("weights", 1 << 50, map)] {
+                let error = refused.expect_err("nobody has so much");
+                assert_eq!(error.kind(), DeviceErrorKind::OutOfMemory, "{error}");
+                assert!(error.to_string().contains("weights"), "{error}");
+            }
+            gpu.filled_buffer("weights", &[1; 64], storage).expect("a little is there");
+            gpu.health.check().expect("nothing is left of it");
+        }
+    }
+}
