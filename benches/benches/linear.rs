@@ -14,7 +14,7 @@ fn case(rows: usize, k: usize, n: usize, activation: Activation) -> Case {
 }
 
 fn linear(c: &mut Criterion) {
-    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let precisions = [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
     let mut bench = Bench::new(c, "linear").precisions(&precisions);
     // One row: a recurrent step, a head.
     for (k, n) in [(100, 400), (200, 800), (1000, 4000), (768, 3072)] {

@@ -60,7 +60,7 @@ fn rnn_stack(c: &mut Criterion) {
     let guide_128 = lstm("lstm_guide_128", 100, 10, 128, 2, 2);
     let guide_256 = lstm("lstm_guide_256", 100, 10, 256, 2, 2);
     let gru = Shape { name: "gru_a", cell: Cell::Gru, ..lstm("", 50, 100, 100, 2, 1) };
-    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let precisions = [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
     let mut bench = Bench::new(c, "rnn_stack").precisions(&precisions);
     for (shape, batches) in
         [(&a, &[1, 32][..]), (&b, &[1]), (&guide_128, &[1, 32]), (&guide_256, &[1]), (&gru, &[1])]

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     for workers in [1, 2].into_iter().filter(|w| wanted.is_none_or(|n| n == *w)) {
         let mut team = Team::new(workers)?;
-        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
             for (m, n, k) in [
                 (1, 400, 100),
                 (1, 800, 200),

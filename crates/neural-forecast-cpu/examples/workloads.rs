@@ -1,5 +1,5 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name | grid] [--bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of
+//! workloads [name | grid] [--f16 | --bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of
 //! repeated runs, input in host memory to result in host memory; how far another precision is off
 //! f32. `grid` varies steps and layers.
 //!
@@ -97,6 +97,7 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let asked = |flag: &str| arguments.iter().any(|a| a == flag);
     let precision = match () {
+        () if asked("--f16") => Precision::F16,
         () if asked("--bf16") => Precision::Bf16,
         () if asked("--int8") => Precision::Int8,
         () => Precision::F32,

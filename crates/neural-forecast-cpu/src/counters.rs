@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Precision {
     /// As given.
     F32,
+    /// Weights rounded to f16 when packed and widened to `f32` when multiplied, on every tier;
+    /// inputs are not rounded.
+    F16,
     /// Weights rounded to bf16 when packed. From tier `avx512-bf16` on inputs are rounded too and
     /// multiplied as they are (but with more than [`crate::dot::TERMS_MAX`] terms); below, weights
     /// are widened to `f32` and inputs are not rounded: another kernel class with other bits.
@@ -20,13 +23,15 @@ pub enum Precision {
 }
 
 /// All precisions.
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+const PRECISIONS: [Precision; 4] =
+    [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
 
 impl Precision {
-    /// `f32`, `bf16` or `int8`.
+    /// `f32`, `f16`, `bf16` or `int8`.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
+            Precision::F16 => "f16",
             Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
         }

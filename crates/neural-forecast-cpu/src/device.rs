@@ -111,7 +111,7 @@ impl CpuDevice {
             id: "cpu".into(),
             name: system("/proc/cpuinfo", "model name")
                 .unwrap_or_else(|| std::env::consts::ARCH.into()),
-            precisions: vec![Precision::F32, Precision::Bf16, Precision::Int8],
+            precisions: vec![Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8],
             memory_bytes: kilobytes.map_or(u64::MAX, |k| k.saturating_mul(1024)),
             bindings_max: usize::MAX,
             binding_bytes_max: u64::MAX,
@@ -139,6 +139,7 @@ impl CpuDevice {
 fn kept(precision: Precision) -> Option<Kept> {
     match precision {
         Precision::F32 => Some(Kept::F32),
+        Precision::F16 => Some(Kept::F16),
         Precision::Bf16 => Some(Kept::Bf16),
         Precision::Int8 => Some(Kept::Int8),
         _ => None,
@@ -159,7 +160,7 @@ fn has_kernel(op: &Op) -> bool {
 }
 
 fn no_precision(precision: Precision) -> String {
-    format!("precision `{}` on the CPU, which has f32, bf16 and int8", precision.name())
+    format!("precision `{}` on the CPU, which has f32, f16, bf16 and int8", precision.name())
 }
 
 impl Device for CpuDevice {
@@ -199,8 +200,7 @@ impl Device for CpuDevice {
         let budget = Budget::new(Some(most));
         budget.reserve("weights and states", state_bytes.saturating_add(weight_bytes))?;
         let read = |id| weight_f32(&plan, id, weights);
-        let shape = |id| plan.weight(id).shape.clone();
-        let mut packer = Packer::new(self.isa, precision, &read, &shape);
+        let mut packer = Packer::new(self.isa, precision, &read, &plan);
         let mut entries = Vec::new();
         for entry in &plan.entries {
             let steps = entry.steps.iter().map(|step| packer.load(step));

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Fp16, Avx512Vnni};
 use crate::simd::{Kernel, Portable, Simd};
 use std::fmt;
 
@@ -31,13 +31,17 @@ pub enum Isa {
     /// AVX-512 with VNNI and BF16: bf16 are multiplied by `VDPBF16PS`.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
-    /// AVX-512 with VNNI and BF16, and AMX: bf16 and bytes are multiplied in tile registers.
+    /// AVX-512 with VNNI, BF16 and FP16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Fp16(Avx512Fp16),
+    /// AVX-512 with VNNI, BF16 and FP16, and AMX: bf16 and bytes are multiplied in tile registers.
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
 }
 
 /// Names of all tiers, on whatever machine, each with all instructions of the ones before.
-pub const TIERS: [&str; 6] = ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16", "amx"];
+pub const TIERS: [&str; 7] =
+    ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16", "avx512-fp16", "amx"];
 
 /// Why a tier cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +79,7 @@ impl Isa {
             Avx512::new().map(Isa::Avx512),
             Avx512Vnni::new().map(Isa::Avx512Vnni),
             Avx512Bf16::new().map(Isa::Avx512Bf16),
+            Avx512Fp16::new().map(Isa::Avx512Fp16),
             Amx::new().map(Isa::Amx),
         ];
         #[cfg(not(target_arch = "x86_64"))]
@@ -126,7 +131,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => 4,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_) => 5,
+            Isa::Avx512Fp16(_) => 5,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => 6,
         }
     }
 
@@ -142,7 +149,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) | Isa::Amx(_) => Avx512::LANES,
+            Isa::Avx512(_)
+            | Isa::Avx512Vnni(_)
+            | Isa::Avx512Bf16(_)
+            | Isa::Avx512Fp16(_)
+            | Isa::Amx(_) => Avx512::LANES,
         }
     }
 
@@ -153,7 +164,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) | Isa::Avx512Vnni(_) | Isa::Avx512Bf16(_) | Isa::Amx(_) => Avx512::ROWS,
+            Isa::Avx512(_)
+            | Isa::Avx512Vnni(_)
+            | Isa::Avx512Bf16(_)
+            | Isa::Avx512Fp16(_)
+            | Isa::Amx(_) => Avx512::ROWS,
         };
         rows[vectors - 1]
     }
@@ -171,6 +186,8 @@ impl Isa {
             Isa::Avx512Vnni(token) => token.base().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(token) => token.vnni().base().vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Fp16(token) => token.bf16().vnni().base().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(token) => token.vectors().vnni().base().vectorize(kernel),
         }
@@ -196,6 +213,8 @@ mod tests {
                 Isa::Avx512Vnni(_) => Avx512Vnni::NAME,
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Bf16(_) => Avx512Bf16::NAME,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Fp16(_) => Avx512Fp16::NAME,
                 #[cfg(target_arch = "x86_64")]
                 Isa::Amx(_) => Amx::NAME,
             };

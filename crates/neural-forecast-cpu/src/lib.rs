@@ -15,6 +15,7 @@ mod crew;
 mod device;
 pub mod dot;
 pub mod elementwise;
+pub mod f16;
 pub mod gemm;
 pub mod isa;
 mod kernels;

@@ -43,6 +43,12 @@ pub struct Single;
 #[derive(Clone, Copy, Debug)]
 pub struct Half;
 
+/// Two f16 a word in the place of [`Half`]'s pairs, but a vector at a time: in the words of one
+/// vector of columns all their even terms lie before all their odd terms, as the conversion of a
+/// whole vector wants them.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfRows;
+
 impl Format for Single {
     #[inline(always)]
     unsafe fn even<S: Simd>(s: S, p: *const f32) -> S::V {
@@ -67,6 +73,20 @@ impl Format for Half {
     unsafe fn odd<S: Simd>(s: S, p: *const f32, _: usize) -> S::V {
         // SAFETY: the caller's.
         unsafe { s.load_high(p.cast()) }
+    }
+    const PAIR: usize = 1;
+}
+
+impl Format for HalfRows {
+    #[inline(always)]
+    unsafe fn even<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller's: the vector's words hold twice as many f16.
+        unsafe { s.load_f16(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn odd<S: Simd>(s: S, p: *const f32, _: usize) -> S::V {
+        // SAFETY: as above.
+        unsafe { s.load_f16(p.cast::<u16>().add(S::LANES)) }
     }
     const PAIR: usize = 1;
 }

@@ -35,7 +35,7 @@ fn a_warm_forward_pass_allocates_nothing() {
         let options =
             CpuOptions { threads: Some(threads), alone_flops: Some(0), ..CpuOptions::default() };
         let device = CpuDevice::new(options).unwrap();
-        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        let precisions = [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
         for (case, precision) in
             cases().into_iter().flat_map(|case| precisions.map(|p| (case.clone(), p)))
         {

@@ -79,7 +79,7 @@ fn a_row_has_the_same_bits_in_any_batch_and_team() {
     for isa in tiers() {
         let (alone, team) = (device(isa, 1), device(isa, 3));
         for case in cases().iter().filter(|case| separable(case)) {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
                 let batch = case.bucket.batch;
                 let run = |device: &CpuDevice, rows: Range<usize>| {
                     let mut bench = Bench::new(device, case, precision, rows);

@@ -7,8 +7,11 @@ mod machine;
 
 use machine::{device, tiers};
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa, isa};
+use neural_forecast_runtime::MemoryWeights;
 use neural_forecast_runtime::device::{Device, LoadOptions, Precision};
-use neural_forecast_runtime::testing::{Case, Tolerance, cases, conform_all};
+use neural_forecast_runtime::ops::Linear;
+use neural_forecast_runtime::plan::{Bucket, Dim};
+use neural_forecast_runtime::testing::{Case, CaseBuilder, Tolerance, cases, conform_all};
 
 #[test]
 fn every_op_on_every_tier() {
@@ -44,6 +47,12 @@ fn stay_close(precision: Precision, more: f64) {
 }
 
 #[test]
+fn f16_stays_close() {
+    // Weights keep 11 bits: each term is off by 2⁻¹² of itself.
+    stay_close(Precision::F16, 0.005);
+}
+
+#[test]
 fn bf16_stays_close() {
     // Weights, and on some tiers inputs, keep 8 bits, so a sum of terms of about 1 is off by 2⁻⁹ of
     // each; recurrences and stacks carry that on.
@@ -55,6 +64,30 @@ fn int8_stays_close() {
     // Weights and inputs keep 7 bits of the largest of an output and of a row: up to 2⁻⁸ of that
     // each, where bf16 is off by 2⁻⁹ of the number itself.
     stay_close(Precision::Int8, 0.1);
+}
+
+#[test]
+fn f16_refuses_weights_that_it_cannot_hold() {
+    let mut b = CaseBuilder::new("large", Bucket { batch: 1, length: 1 });
+    let x = b.input(&[Dim::BATCH, 3.into()]);
+    let weight = b.weight(&[2, 3]);
+    let y = b.step(Linear::new(x, weight));
+    let case = b.finish(&[y]);
+    let name = &case.plan.weight(weight).name;
+    let device = device(Isa::best().expect("there is a tier"), 1);
+    for (large, fits) in [(65_519.996, true), (65_520.0, false), (-1e9, false)] {
+        let mut weights = MemoryWeights::new();
+        weights.insert(name, &[2, 3], &[1.0, 2.0, large, 4.0, 5.0, 6.0]);
+        let load = |precision| {
+            let options = LoadOptions { precision, ..LoadOptions::default() };
+            device.load(&case.plan, &weights, &options).map(|_| ()).map_err(|e| e.to_string())
+        };
+        assert_eq!(load(Precision::F32), Ok(()));
+        match load(Precision::F16) {
+            Ok(()) => assert!(fits, "{large} was taken"),
+            Err(error) => assert!(!fits && error.contains(name.as_str()), "{large}: {error}"),
+        }
+    }
 }
 
 #[test]
@@ -102,7 +135,7 @@ fn the_environment_forces_a_tier() {
 #[test]
 fn counters_name_the_kernel_that_served() {
     for isa in tiers() {
-        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
             let device = device(isa, 1);
             let wide = Tolerance { absolute: 0.1, relative: 0.1 };
             let linear =

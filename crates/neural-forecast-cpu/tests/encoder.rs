@@ -135,7 +135,7 @@ fn bits_are_the_same_for_every_team_and_batch() {
     for isa in tiers() {
         for shape in shapes() {
             let case = encoder(Bucket { batch: 5, length: 37 }, shape);
-            for precision in [Precision::F32, Precision::Bf16] {
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
                 let all = run(&device(isa, 1), &case, precision, 0, 5);
                 let each = all.len() / 5;
                 for (threads, batch) in [(2, 5), (3, 5), (1, 1), (2, 1), (3, 1), (4, 2)] {

@@ -1,4 +1,4 @@
-//! What bf16 costs an encoder is the rounding of what products multiply, and nothing else: a small
+//! What bf16 and f16 cost an encoder is the rounding of what products multiply, and nothing else: a small
 //! PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against the
 //! same network in `f64` whose products round their operands to bf16 where the tier does.
 //!
@@ -10,6 +10,7 @@
 
 use neural_forecast_cpu::counters::Precision as Kept;
 use neural_forecast_cpu::dot::{Dot, bf16_bits};
+use neural_forecast_cpu::f16::{f16_bits, f16_value};
 use neural_forecast_cpu::{CpuDevice, CpuOptions, Isa};
 use neural_forecast_runtime::device::{
     Data, Device, KernelClass, LoadOptions, Precision, Request, Run, weight_f32,
@@ -111,10 +112,12 @@ fn network(seed: usize) -> Network {
     Network { case: b.finish(&[y]), embedding, layers, head }
 }
 
-/// What is rounded to bf16 before it is multiplied.
+/// What is rounded, to bf16 unless it says otherwise, before it is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Rounds {
     Nothing,
+    /// To f16, on every tier: weights, which are widened.
+    WeightsF16,
     /// Tiers that widen bf16 weights.
     Weights,
     /// Tiers that multiply bf16: queries, keys, values and their weights in attention, too.
@@ -127,7 +130,11 @@ fn rounded(x: f64) -> f64 {
 
 impl Rounds {
     fn weight(self, x: f64) -> f64 {
-        if self == Rounds::Nothing { x } else { rounded(x) }
+        match self {
+            Rounds::Nothing => x,
+            Rounds::WeightsF16 => f64::from(f16_value(f16_bits(x as f32))),
+            Rounds::Weights | Rounds::Both => rounded(x),
+        }
     }
 
     fn input(self, x: f64) -> f64 {
@@ -242,6 +249,22 @@ fn apart(a: &[f64], b: &[f64]) -> (f64, f64) {
     assert!(differences.iter().all(|d| d.is_finite()));
     let square = differences.iter().map(|d| d * d).sum::<f64>() / differences.len() as f64;
     (differences.iter().fold(0.0, |most, &d| d.max(most)), square.sqrt())
+}
+
+#[test]
+fn what_f16_costs_an_encoder_is_the_rounding_of_its_weights() {
+    let networks: Vec<Network> = (0..8).map(network).collect();
+    let of = |rounds| networks.iter().flat_map(|n| n.forecast(rounds)).collect::<Vec<f64>>();
+    let (exact, emulated) = (of(Rounds::Nothing), of(Rounds::WeightsF16));
+    let (_, cost) = apart(&emulated, &exact);
+    assert!(cost > 1e-5, "rounding changes nothing: {cost:e}");
+    for isa in Isa::available() {
+        let found = networks.iter().flat_map(|network| network.run(isa, Precision::F16));
+        let found: Vec<f64> = found.collect();
+        let ((_, off), (left, _)) = (apart(&found, &exact), apart(&found, &emulated));
+        println!("{}: rounding costs {cost:.2e}, the engine {off:.2e}", isa.name());
+        assert!(left <= 1e-5, "{}: {left:e} from what rounding makes", isa.name());
+    }
 }
 
 #[test]

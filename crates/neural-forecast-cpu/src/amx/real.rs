@@ -11,16 +11,17 @@
 //! permission is about).
 
 use super::{TileConfig, Tiles};
-use crate::simd::Avx512Bf16;
+use crate::simd::{Avx512Bf16, Avx512Fp16};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-/// Proof that the processor has AMX with bf16 and int8 besides all of tier `avx512-bf16`, that the
-/// operating system saves the tiles, and that it lets this process use them.
+/// Proof that the processor has AMX with bf16 and int8 besides all of tier `avx512-fp16` (no
+/// processor has AMX without), that the operating system saves the tiles, and that it lets this
+/// process use them.
 #[derive(Clone, Copy, Debug)]
 pub struct Amx {
-    vectors: Avx512Bf16,
+    vectors: Avx512Fp16,
     l1: usize,
 }
 
@@ -42,15 +43,15 @@ impl Amx {
     pub fn new() -> Option<Amx> {
         static FOUND: OnceLock<Option<Amx>> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            let vectors = Avx512Bf16::new()?;
+            let vectors = Avx512Fp16::new()?;
             let usable = processor_has_amx() && system_saves_tiles() && permitted();
             usable.then(|| Amx { vectors, l1: level_one_bytes() })
         })
     }
 
-    /// The tier that it extends.
+    /// The vector tier that multiplies what tiles do not.
     pub fn vectors(self) -> Avx512Bf16 {
-        self.vectors
+        self.vectors.bf16()
     }
 
     /// Bytes of the first-level data cache.

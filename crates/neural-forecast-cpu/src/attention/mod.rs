@@ -172,7 +172,8 @@ impl Attention {
     /// How its products are computed, if not in `f32`.
     fn dot(&self) -> Option<&'static Dot> {
         match self.precision {
-            Precision::F32 => None,
+            // Products of values and keys in f16 would not reach what the weights keep.
+            Precision::F32 | Precision::F16 => None,
             #[cfg(all(test, target_arch = "x86_64"))]
             _ if tests::in_tile_registers() => tests::emulated(self.isa),
             _ => Dot::of(self.isa, Precision::Bf16),

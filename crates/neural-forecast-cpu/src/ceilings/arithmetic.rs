@@ -3,6 +3,8 @@
 //! Enough independent accumulators that latency is hidden, few enough that they stay in the
 //! sixteen registers of the older tiers.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::{Amx, TILE_ROWS, TILE_WORDS, TileConfig, Tiles};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
 use std::hint::black_box;
@@ -15,6 +17,11 @@ const CHAINS: usize = 12;
 pub(super) const BF16: &str = "bf16 VDPBF16PS, 512 bit";
 /// Name of the loop of int8 dot products.
 pub(super) const INT8: &str = "int8 VPDPBUSD, 512 bit";
+
+/// Name of the loop of bf16 products of tile registers.
+pub(super) const AMX_BF16: &str = "bf16 TDPBF16PS, tiles";
+/// Name of the loop of int8 products of tile registers.
+pub(super) const AMX_INT8: &str = "int8 TDPBUSD, tiles";
 
 /// A loop of one instruction.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +42,16 @@ enum Body {
     Sse,
     #[cfg(target_arch = "x86_64")]
     Dot(x86::Dot),
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx, Terms),
+}
+
+/// What tile registers multiply.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+enum Terms {
+    Bf16,
+    Int8,
 }
 
 impl Arithmetic {
@@ -61,6 +78,14 @@ impl Arithmetic {
             operations: CHAINS * dot.operations(),
             body: Body::Dot(dot),
         }));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = Amx::new() {
+            let sums = TILE_ROWS * TILE_WORDS * TILE_WORDS;
+            for (name, terms, each) in [(AMX_BF16, Terms::Bf16, 2), (AMX_INT8, Terms::Int8, 4)] {
+                let operations = 2 * TILE_SUMS * sums * each;
+                all.push(Arithmetic { name, operations, body: Body::Tiles(amx, terms) });
+            }
+        }
         all
     }
 
@@ -72,8 +97,43 @@ impl Arithmetic {
             Body::Sse => black_box(x86::sse(rounds)),
             #[cfg(target_arch = "x86_64")]
             Body::Dot(dot) => black_box(dot.run(rounds)),
+            #[cfg(target_arch = "x86_64")]
+            Body::Tiles(amx, terms) => black_box(tiles(amx, terms, rounds)),
         };
     }
+}
+
+/// Tiles of sums in flight: a product takes 16 cycles, and its sum is there after 52.
+#[cfg(target_arch = "x86_64")]
+const TILE_SUMS: usize = 4;
+
+/// Products of full tiles into four tiles of sums, which start at zero and stay there.
+#[cfg(target_arch = "x86_64")]
+fn tiles(mut amx: Amx, terms: Terms, rounds: usize) -> f32 {
+    let config = TileConfig::with_rows([TILE_ROWS as u8; crate::amx::TILES]);
+    // SAFETY: the configuration is valid and of full tiles throughout, so all shapes match, and
+    // the three tiles of each product differ.
+    unsafe {
+        amx.configure(&config);
+        for _ in 0..rounds {
+            match terms {
+                Terms::Bf16 => {
+                    amx.dot_bf16::<0, 6, 7>();
+                    amx.dot_bf16::<1, 6, 7>();
+                    amx.dot_bf16::<2, 6, 7>();
+                    amx.dot_bf16::<3, 6, 7>();
+                }
+                Terms::Int8 => {
+                    amx.dot_u8s8::<0, 6, 7>();
+                    amx.dot_u8s8::<1, 6, 7>();
+                    amx.dot_u8s8::<2, 6, 7>();
+                    amx.dot_u8s8::<3, 6, 7>();
+                }
+            }
+        }
+        amx.release();
+    }
+    0.0
 }
 
 struct Fma {

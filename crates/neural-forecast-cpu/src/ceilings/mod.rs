@@ -159,6 +159,8 @@ impl Ceilings {
         let rank = |name: &str| TIERS.iter().position(|tier| *tier == name);
         let has = |tier: &str| rank(isa.name()) >= rank(tier);
         match precision {
+            Precision::Bf16 if has("amx") => of(arithmetic::AMX_BF16),
+            Precision::Int8 if has("amx") => of(arithmetic::AMX_INT8),
             Precision::Bf16 if has("avx512-bf16") => of(arithmetic::BF16),
             Precision::Int8 if has("avx512-vnni") => of(arithmetic::INT8),
             Precision::Int8 => None,

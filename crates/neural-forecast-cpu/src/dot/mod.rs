@@ -89,9 +89,11 @@ impl Dot {
     /// weights are widened.
     pub fn of(isa: Isa, precision: Precision) -> Option<&'static Dot> {
         match (precision, isa) {
-            (Precision::F32, _) => None,
+            (Precision::F32 | Precision::F16, _) => None,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16(token)) => Some(x86::bf16(token)),
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Isa::Avx512Fp16(token)) => Some(x86::bf16(token.bf16())),
             #[cfg(target_arch = "x86_64")]
             (_, Isa::Amx(token)) => Some(registers::amx(token, precision)),
             (Precision::Bf16, _) => None,
@@ -104,6 +106,8 @@ impl Dot {
             (Precision::Int8, Isa::Avx512Vnni(token)) => Some(x86::int8_vnni(token)),
             #[cfg(target_arch = "x86_64")]
             (Precision::Int8, Isa::Avx512Bf16(token)) => Some(x86::int8_vnni(token.vnni())),
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Int8, Isa::Avx512Fp16(token)) => Some(x86::int8_vnni(token.bf16().vnni())),
         }
     }
 

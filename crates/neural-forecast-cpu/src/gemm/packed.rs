@@ -4,6 +4,7 @@
 
 use crate::counters::Precision;
 use crate::dot::{Dot, TERMS_MAX, WORDS_MULTIPLE, bf16_bits, byte_scales};
+use crate::f16::f16_bits;
 use crate::isa::Isa;
 use crate::memory::Buffer;
 
@@ -182,6 +183,15 @@ impl Packed {
                     self.data.as_mut_slice()[start + k * width] = w;
                 }
             }
+            // As `HalfRows` reads them.
+            Precision::F16 => {
+                let (lane, vector) = (column % self.lanes, start - column % self.lanes);
+                for (k, &w) in row.iter().enumerate() {
+                    let word = vector + k / 2 * width + (k % 2 * self.lanes + lane) / 2;
+                    let shift = 16 * (lane % 2);
+                    self.data.as_mut_words()[word] |= u32::from(f16_bits(w)) << shift;
+                }
+            }
             Precision::Bf16 => {
                 for (k, pair) in row.chunks(2).enumerate() {
                     let high = pair.get(1).map_or(0, |&w| bf16_bits(w));
@@ -318,7 +328,7 @@ impl Packed {
 fn terms_per_word(precision: Precision) -> usize {
     match precision {
         Precision::F32 => 1,
-        Precision::Bf16 => 2,
+        Precision::F16 | Precision::Bf16 => 2,
         Precision::Int8 => 4,
     }
 }

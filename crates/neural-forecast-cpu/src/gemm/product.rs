@@ -1,4 +1,4 @@
-//! The walk over rows and panels in f32 arithmetic, with weights kept as f32 or bf16.
+//! The walk over rows and panels in f32 arithmetic, with weights kept as f32, f16 or bf16.
 //!
 //! Few rows are read in place, more are copied next to each other in blocks that L2 holds. Products
 //! in lower arithmetic walk in [`super::low`].
@@ -11,7 +11,9 @@ use crate::dot::registers::SUMS_AT_ONCE;
 use crate::isa::Isa;
 use crate::memory::{Buffer, Numbers, RowMap};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{self, Args, Half, K_BLOCK, ROW_STRIDE, ROWS_DIRECT, ROWS_MAX, Single};
+use crate::tile::{
+    self, Args, Format, Half, HalfRows, K_BLOCK, ROW_STRIDE, ROWS_DIRECT, ROWS_MAX, Single,
+};
 use std::ops::Range;
 
 /// Copied rows (times blocks of `k`) that one worker holds: 264 · 3136 bytes stay in L2 beside a
@@ -130,6 +132,7 @@ unsafe fn direct<S: Simd>(s: S, w: &Packed, panels: Range<usize>, args: &Args<'_
     unsafe {
         match w.precision {
             Precision::F32 => tile::direct::<S, Single>(s, m, vectors, panels, args),
+            Precision::F16 => tile::direct::<S, HalfRows>(s, m, vectors, panels, args),
             _ => tile::direct::<S, Half>(s, m, vectors, panels, args),
         }
     }
@@ -295,21 +298,37 @@ impl<F: Finish> Part<'_, '_, F> {
     /// Terms of a panel as floats: in place, or widened into the scratch.
     #[inline(always)]
     unsafe fn widen<S: Simd>(&mut self, s: S, p: usize, start: usize, n: usize) -> *const f32 {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.product.weights.precision {
+                Precision::F32 => self.product.weights.panel(p, start),
+                Precision::F16 => self.widen_from::<S, HalfRows>(s, p, start, n),
+                _ => self.widen_from::<S, Half>(s, p, start, n),
+            }
+        }
+    }
+
+    /// Terms of a panel whose words are pairs, widened into the scratch.
+    #[inline(always)]
+    unsafe fn widen_from<S: Simd, W: Format>(
+        &mut self,
+        s: S,
+        p: usize,
+        start: usize,
+        n: usize,
+    ) -> *const f32 {
         let w = self.product.weights;
         let from = w.panel(p, start);
-        if w.precision == Precision::F32 {
-            return from;
-        }
         let to = self.scratch.widened.as_mut_ptr();
         let width = w.width_of(p);
         for pair in 0..n.div_ceil(2) {
             for v in 0..w.vectors_of(p) {
                 // SAFETY: pair and vector exist; `K_BLOCK` terms (an even number) fit the scratch.
                 unsafe {
-                    let at = from.add(pair * width + v * S::LANES).cast();
+                    let at = from.add(pair * width + v * S::LANES);
                     let to = to.add(2 * pair * width + v * S::LANES);
-                    s.store(to, s.load_low(at));
-                    s.store(to.add(width), s.load_high(at));
+                    s.store(to, W::even(s, at));
+                    s.store(to.add(width), W::odd(s, at, width));
                 }
             }
         }

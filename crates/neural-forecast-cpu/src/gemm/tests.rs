@@ -4,6 +4,7 @@
 use super::*;
 use crate::counters::Precision;
 use crate::dot::{Dot, bf16_bits};
+use crate::f16::{f16_bits, f16_value};
 use crate::random::Random;
 use crate::team::Team;
 
@@ -47,7 +48,7 @@ pub(super) fn product(isa: Isa, workers: usize, w: &Packed, x: &[f32], rows: usi
 
 /// All tiers in all precisions.
 pub(super) fn tiers() -> Vec<(Isa, Precision)> {
-    let all = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let all = [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8];
     Isa::available().into_iter().flat_map(|isa| all.map(|precision| (isa, precision))).collect()
 }
 
@@ -94,14 +95,20 @@ fn every_tier_agrees_with_the_sums() {
 }
 
 #[test]
-fn widened_bf16_weights_are_rounded_weights() {
-    let mut random = Random::new("gemm bf16");
-    let widens = |isa: &Isa| Dot::of(*isa, Precision::Bf16).is_none();
-    for isa in Isa::available().into_iter().filter(widens) {
+fn widened_weights_are_rounded_weights() {
+    let mut random = Random::new("gemm widened");
+    let widens = |&(isa, precision): &(Isa, Precision)| {
+        matches!(precision, Precision::F16 | Precision::Bf16) && Dot::of(isa, precision).is_none()
+    };
+    for (isa, precision) in tiers().into_iter().filter(widens) {
+        let round = |&w: &f32| match precision {
+            Precision::F16 => f16_value(f16_bits(w)),
+            _ => f32::from_bits(bf16_bits(w) << 16),
+        };
         for (rows, n, k) in SIZES {
             let (x, w, b) = (random.floats(rows * k), random.floats(n * k), random.floats(n));
-            let rounded: Vec<f32> = w.iter().map(|&w| f32::from_bits(bf16_bits(w) << 16)).collect();
-            let half = Packed::new(isa, Precision::Bf16, &w, (n, k), 1, Some(&b));
+            let rounded: Vec<f32> = w.iter().map(round).collect();
+            let half = Packed::new(isa, precision, &w, (n, k), 1, Some(&b));
             let full = Packed::new(isa, Precision::F32, &rounded, (n, k), 1, Some(&b));
             let (half, full) = (product(isa, 1, &half, &x, rows), product(isa, 1, &full, &x, rows));
             assert_eq!(half, full, "{} {rows}x{n}x{k}", isa.name());

@@ -6,12 +6,13 @@
 use super::{DEPTH_MAX, Kernel, Loaded, activation};
 use crate::attention;
 use crate::counters::Precision;
+use crate::f16;
 use crate::gemm::{self, Packed};
 use crate::isa::Isa;
 use crate::norm::{self, Norm};
 use crate::rnn::{self, Rnn};
 use neural_forecast_runtime::ops::{self, AttentionBias, LinearAxis, NormKind, Op};
-use neural_forecast_runtime::plan::{Step, WeightId};
+use neural_forecast_runtime::plan::{Plan, Step, WeightId};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(crate) struct Packer<'a> {
     isa: Isa,
     precision: Precision,
     read: &'a dyn Fn(WeightId) -> Result<Vec<f32>, DeviceError>,
-    shape: &'a dyn Fn(WeightId) -> Vec<usize>,
+    plan: &'a Plan,
     plain: HashMap<WeightId, Arc<Vec<f32>>>,
     packed: HashMap<Vec<Option<WeightId>>, Vec<Arc<Packed>>>,
     recurrent: HashMap<String, Arc<Rnn>>,
@@ -32,10 +33,10 @@ impl<'a> Packer<'a> {
         isa: Isa,
         precision: Precision,
         read: &'a dyn Fn(WeightId) -> Result<Vec<f32>, DeviceError>,
-        shape: &'a dyn Fn(WeightId) -> Vec<usize>,
+        plan: &'a Plan,
     ) -> Self {
         let (plain, packed, recurrent) = Default::default();
-        Packer { isa, precision, read, shape, plain, packed, recurrent }
+        Packer { isa, precision, read, plan, plain, packed, recurrent }
     }
 
     /// Bytes of everything packed so far.
@@ -67,9 +68,28 @@ impl<'a> Packer<'a> {
             }
         };
         let first = step.op.weights().first().copied();
-        let weight_shape = first.map(self.shape).unwrap_or_default();
+        let weight_shape = first.map(|id| self.shape(id).to_vec()).unwrap_or_default();
         let states = step.op.states();
         Ok(Loaded { step: step.clone(), kernel, weight_shape, states, halves: Vec::new() })
+    }
+
+    fn shape(&self, id: WeightId) -> &'a [usize] {
+        &self.plan.weight(id).shape
+    }
+
+    /// A weight that products multiply, if it fits the precision.
+    fn matrix(&self, id: WeightId) -> Result<Vec<f32>, DeviceError> {
+        let weight = (self.read)(id)?;
+        let large = |w: &&f32| w.is_finite() && w.abs() >= f16::OVERFLOW;
+        if self.precision == Precision::F16
+            && let Some(large) = weight.iter().find(large)
+        {
+            let name = &self.plan.weight(id).name;
+            let message =
+                format!("weight `{name}` holds {large:e}, f16 holds numbers to 65504: use bf16");
+            return Err(DeviceError::new(DeviceErrorKind::Unsupported, message));
+        }
+        Ok(weight)
     }
 
     fn plain(&mut self, id: WeightId) -> Result<Arc<Vec<f32>>, DeviceError> {
@@ -87,15 +107,14 @@ impl<'a> Packer<'a> {
         if let Some(packed) = self.packed.get(&key) {
             return Ok(packed.clone());
         }
-        let shape = (self.shape)(op.weight);
-        let (heads, n, k) = match (op.axis, shape.as_slice()) {
+        let (heads, n, k) = match (op.axis, self.shape(op.weight)) {
             (LinearAxis::Heads(heads), &[_, n, k]) => (heads, n, k),
             (_, &[n, k]) => (1, n, k),
             _ => (1, 0, 0),
         };
-        let mut weights = vec![((self.read)(op.weight)?, self.optional(op.bias)?)];
+        let mut weights = vec![(self.matrix(op.weight)?, self.optional(op.bias)?)];
         if let Some(gate) = gate {
-            weights.push(((self.read)(gate.weight)?, self.optional(gate.bias)?));
+            weights.push((self.matrix(gate.weight)?, self.optional(gate.bias)?));
         }
         let biased = weights.iter().any(|(_, bias)| bias.is_some());
         let head = |h: usize| {
@@ -153,11 +172,11 @@ impl<'a> Packer<'a> {
         let bias = match op.bias {
             None => None,
             Some(AttentionBias::Weight(id)) => {
-                let heads = (self.shape)(id).first().copied().unwrap_or(1);
+                let heads = self.shape(id).first().copied().unwrap_or(1);
                 Some(attention::Bias::Weight { data: (self.read)(id)?, heads })
             }
             Some(AttentionBias::Relative { table, max_distance, bidirectional }) => {
-                let buckets = (self.shape)(table).first().copied().unwrap_or(0);
+                let buckets = self.shape(table).first().copied().unwrap_or(0);
                 let data = (self.read)(table)?;
                 // Beyond the maximal distance (and the exact half) the bucket is always the last.
                 let origin = max_distance.max(buckets) + 1;
@@ -218,11 +237,11 @@ impl<'a> Packer<'a> {
         for layer in &op.layers {
             let own = layer.iter().map(|w| {
                 Ok(OwnWeights {
-                    w_ih: (self.read)(w.w_ih)?,
-                    w_hh: (self.read)(w.w_hh)?,
+                    w_ih: self.matrix(w.w_ih)?,
+                    w_hh: self.matrix(w.w_hh)?,
                     b_ih: self.optional(w.b_ih)?,
                     b_hh: self.optional(w.b_hh)?,
-                    w_hr: self.optional(w.w_hr)?,
+                    w_hr: w.w_hr.map(|id| self.matrix(id)).transpose()?,
                 })
             });
             layers.push(own.collect::<Result<Vec<_>, DeviceError>>()?);
@@ -232,7 +251,7 @@ impl<'a> Packer<'a> {
         let first = op.layers.first().and_then(|layer| layer.first());
         let inputs = match (cell, first) {
             (rnn::Cell::Slstm { .. }, _) | (_, None) => op.hidden,
-            (_, Some(w)) => (self.shape)(w.w_ih).last().copied().unwrap_or(0),
+            (_, Some(w)) => self.shape(w.w_ih).last().copied().unwrap_or(0),
         };
         let shape = (inputs, op.hidden, op.projection);
         let rnn = Arc::new(Rnn::new(self.isa, self.precision, cell, shape, &views));

@@ -1,6 +1,9 @@
 //! Which way of sharing a run among the workers ends first, from its sizes, the caches and what a
 //! meeting costs.
 //!
+//! A pipeline's cost is when its last task ends, by the lists that `pipeline` makes of what one task
+//! of each layer takes here.
+//!
 //! Cycles of a core, roughly: the model has to order the ways, not to predict them. Its rates of
 //! reading were measured on Zen 4 at 3.5 GHz (2026-11-21); the costs of meetings and gates are
 //! estimates. What differs most from machine to machine, the sizes of the caches, is read from the
@@ -14,13 +17,13 @@ use crate::gemm::Packed;
 /// Cycles to bring 64 bytes that are read again every step from L1, L2, L3 and memory into a
 /// register: 52, 30, 25 and 4 bytes a cycle.
 const READ: [f64; 4] = [1.2, 2.1, 2.6, 16.0];
-/// Cycles from one worker's step to another's, with the lines that it then fetches.
+/// Cycles from one worker's step or task to another's, with the lines that it then fetches.
 const HAND_OFF: f64 = 600.0;
 /// Cycles of a barrier.
 const BARRIER: f64 = 1000.0;
 /// Cycles of a gate of a vector of units, the state's own work included.
 const GATE: f64 = 35.0;
-/// Steps of a chunk of the pipeline that are tried.
+/// Lengths of a pipeline's chunks that are tried, in steps.
 const CHUNKS: [usize; 4] = [2, 4, 8, 16];
 
 /// A stack with rows and steps, on a machine.
@@ -60,17 +63,19 @@ impl Model<'_> {
         self.rnn.layers.iter().flatten().map(layer).sum()
     }
 
-    /// The pipeline with chunks of so many steps.
+    /// The pipeline whose tasks are chunks of so many steps.
     fn tasks(&self, workers: usize, chunk: usize) -> Pipeline {
         let layers = || self.rnn.layers.iter().flatten();
-        // A chunk's first step may find another layer's weights in the caches near the core.
+        // A worker's task before may have been another layer's, whose weights then lie where this
+        // one's first step looks for its own: it reads as if all layers were walked in turn.
         let all: usize = layers().map(|l| recurrent_bytes(l) + input_bytes(l)).sum();
         let first = self.read(all as f64, workers);
         let cost = |layer: &Direction| {
             let again = self.read(recurrent_bytes(layer) as f64, workers);
             let steps = self.step(layer, first) + (chunk - 1) as f64 * self.step(layer, again);
             let inputs = self.inputs(layer, chunk, 1) * chunk as f64 / self.steps as f64;
-            // Each task also fetches what another worker wrote, and enters its products anew.
+            // Each task enters its products anew and may fetch what another worker wrote; when it
+            // waits for that worker, `Pipeline::new` adds the hand-over itself.
             HAND_OFF + inputs + steps
         };
         let costs: Vec<f64> = layers().map(cost).collect();

@@ -27,7 +27,7 @@ pub(super) enum Mode {
     Rows,
     /// All workers take the same rows, and split directions or units.
     Units,
-    /// All workers take the same rows, and each runs some of the layers.
+    /// All workers take the same rows, and each runs its list of chunks of steps of any layer.
     Layers,
 }
 

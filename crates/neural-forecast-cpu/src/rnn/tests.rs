@@ -289,7 +289,7 @@ fn bits_do_not_depend_on_batch_workers_or_what_is_kept() {
     let mut random = Random::new("rnn bits");
     for case in cases(&mut random) {
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
                 let rnn = case.packed(isa, precision);
                 let (batch, steps) = (53, 6);
                 let x = random.floats(batch * steps * case.inputs);
@@ -368,7 +368,7 @@ fn every_way_to_share_gives_the_bits_of_one_worker() {
     let mut turn = 0;
     for (i, case) in cases.iter().enumerate() {
         for isa in Isa::available() {
-            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Int8] {
                 let rnn = case.packed(isa, precision);
                 let (batch, steps) = ([1, 2, 4, 5][i % 4], 11);
                 let x = random.floats(batch * steps * case.inputs);

@@ -40,8 +40,8 @@ impl Finish for Update<'_> {
         // SAFETY: the caller's.
         unsafe {
             match self.weights.precision() {
-                Precision::F32 => self.panel::<S, Exact>(s, p, r, sums),
-                // Sums of rounded terms are not worth more.
+                Precision::F32 | Precision::F16 => self.panel::<S, Exact>(s, p, r, sums),
+                // Sums of terms of 8 bits are not worth more.
                 _ => self.panel::<S, Rough>(s, p, r, sums),
             }
         }

@@ -11,7 +11,7 @@ mod x86;
 use crate::dot::bf16_bits;
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Fp16, Avx512Vnni};
 
 /// Code that runs with a tier's features switched on; entered by [`Simd::vectorize`].
 pub trait Kernel {
@@ -66,6 +66,10 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` is readable for `LANES` words.
     unsafe fn load_high(self, p: *const u32) -> Self::V;
+    /// `LANES` consecutive f16 widened to `f32`; a NaN becomes quiet.
+    /// # Safety
+    /// `p` is readable for `LANES` f16.
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
 
     /// Rounds both to bf16, ties to even: `low` to the low halves of `LANES` words, `high` to the
     /// high halves. NaN stays NaN.

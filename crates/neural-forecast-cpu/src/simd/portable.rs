@@ -4,6 +4,7 @@
 //! because a fused multiply-add in software costs more than the whole forecast.
 
 use super::{Kernel, Simd};
+use crate::f16::f16_value;
 
 /// Token of the portable tier.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,11 @@ impl Simd for Portable {
             // SAFETY: only the first `n` floats are written, which the caller grants.
             unsafe { *p.add(i) = *lane }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the caller grants `LANES` f16.
+        lanewise!(i => f16_value(unsafe { p.add(i).read_unaligned() }))
     }
     #[inline(always)]
     unsafe fn load_low(self, p: *const u32) -> Self::V {

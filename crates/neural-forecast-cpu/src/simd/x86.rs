@@ -1,11 +1,11 @@
-//! The x86-64 tiers: AVX2 with FMA, AVX-512 (F, BW, VL, DQ), and the tokens of what AVX-512 grew.
+//! The x86-64 tiers: AVX2 with FMA and F16C, AVX-512 (F, BW, VL, DQ), and the tokens of what AVX-512 grew.
 //!
 //! No algorithm lives here, only the mapping of [`Simd`] to intrinsics.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Token of the AVX2 + FMA tier.
+/// Token of the AVX2 + FMA + F16C tier; no processor has the first without the others.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2 {
     _proof: (),
@@ -28,6 +28,12 @@ pub struct Avx512Vnni {
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Bf16 {
     vnni: Avx512Vnni,
+}
+
+/// Token of AVX-512 with VNNI, BF16 and FP16.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Fp16 {
+    bf16: Avx512Bf16,
 }
 
 impl Avx512Vnni {
@@ -59,6 +65,22 @@ impl Avx512Bf16 {
     /// The tier that it extends.
     pub fn vnni(self) -> Avx512Vnni {
         self.vnni
+    }
+}
+
+impl Avx512Fp16 {
+    /// Name in kernel counters and in `NF_CPU_ISA`.
+    pub const NAME: &'static str = "avx512-fp16";
+
+    /// The token, if this machine has the features.
+    pub fn new() -> Option<Self> {
+        let bf16 = Avx512Bf16::new()?;
+        is_x86_feature_detected!("avx512fp16").then_some(Avx512Fp16 { bf16 })
+    }
+
+    /// The tier that it extends.
+    pub fn bf16(self) -> Avx512Bf16 {
+        self.bf16
     }
 }
 
@@ -175,6 +197,7 @@ impl Simd for Avx512 {
             let halves = _mm256_maskz_loadu_epi16(lane_mask(n), p.cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
         }}
+        load_f16(p: *const u16) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
         load_low(p: *const u32) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast())))
         }
@@ -319,13 +342,15 @@ impl Simd for Avx2 {
     const NAME: &'static str = "avx2";
 
     fn new() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         found.then_some(Avx2 { _proof: () })
     }
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[inline(never)]
         fn outlined<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
             kernel.run(simd)
@@ -341,6 +366,7 @@ impl Simd for Avx2 {
         store_first(p: *mut f32, v: __m256, n: usize) {
             _mm256_maskstore_ps(p, first_lanes(n), v)
         }
+        load_f16(p: *const u16) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
         load_low(p: *const u32) -> __m256 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(p.cast())))
         }
