@@ -16,13 +16,15 @@ use neural_forecast_runtime::plan::{Bucket, Context, EntryKind, Plan, elements};
 use neural_forecast_runtime::{DeviceError, MemoryWeights};
 
 /// Cases: network, rows of the batch, precision. The table is written in this order.
-const CASES: [(&str, usize, Precision); 9] = [
+const CASES: [(&str, usize, Precision); 11] = [
     ("lstm", 1, Precision::F32),
+    ("lstm", 1, Precision::F16),
     ("lstm", 1, Precision::Bf16),
     ("lstm", 1, Precision::Int8),
     ("lstm", 16, Precision::F32),
     ("gru", 1, Precision::F32),
     ("encoder", 1, Precision::F32),
+    ("encoder", 1, Precision::F16),
     ("encoder", 1, Precision::Bf16),
     ("encoder", 1, Precision::Int8),
     ("patches", 1, Precision::F32),

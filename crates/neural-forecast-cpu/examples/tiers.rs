@@ -14,7 +14,8 @@ use neural_forecast_cpu::{Isa, team::Worker};
 use neural_forecast_runtime::device::Precision as Asked;
 use std::time::{Duration, Instant};
 
-/// Rows, outputs, terms: steps of three recurrences, a window's input products, a wide feed-forward.
+/// Rows, outputs, terms: steps of three recurrences, a window's input products, a wide
+/// feed-forward.
 const SHAPES: [(usize, usize, usize); 5] =
     [(1, 400, 100), (1, 800, 200), (1, 4000, 1000), (50, 400, 100), (512, 3072, 768)];
 const PRECISIONS: [(Precision, Asked, u64); 4] = [

@@ -1,7 +1,7 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name | grid] [--f16 | --bf16 | --int8] [--threads N]`. Random weights; p50 and minimum of
-//! repeated runs, input in host memory to result in host memory; how far another precision is off
-//! f32. `grid` varies steps and layers.
+//! workloads [name | grid] [--f16 | --bf16 | --int8] [--threads N]`. Random weights; p50 and minimum
+//! of repeated runs, input in host memory to result in host memory; how far another precision is
+//! off f32. `grid` varies steps and layers.
 //!
 //! For tuning this crate; the project's benchmarks compare with peers.
 

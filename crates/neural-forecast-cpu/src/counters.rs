@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Precision {
     /// As given.
     F32,
-    /// Weights rounded to f16 when packed and widened to `f32` when multiplied, on every tier;
-    /// inputs are not rounded.
+    /// Weights rounded to f16 when packed. From tier `avx512-fp16` on inputs are rounded too, and
+    /// both are multiplied and summed in f16, in short chains; below, weights are widened to `f32`
+    /// and inputs are not rounded: another kernel class with other bits, and fewer errors. The same
+    /// with more than [`crate::dot::TERMS_MAX`] terms.
     F16,
     /// Weights rounded to bf16 when packed. From tier `avx512-bf16` on inputs are rounded too and
     /// multiplied as they are (but with more than [`crate::dot::TERMS_MAX`] terms); below, weights

@@ -1,6 +1,7 @@
-//! What bf16 and f16 cost an encoder is the rounding of what products multiply, and nothing else: a small
-//! PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against the
-//! same network in `f64` whose products round their operands to bf16 where the tier does.
+//! What bf16 and f16 cost an encoder is the rounding of what products multiply, and nothing else: a
+//! small PatchTST (post-norm, batch norms, GELU, all patches into one head) on every tier against
+//! the same network in `f64` whose products round their operands where the tier does. Tiers that
+//! sum in f16 round their sums, too, and may be off by some times of that.
 //!
 //! Where only weights are rounded, the engine is that network to the digits of `f32`. Where inputs
 //! are rounded, too, it cannot be over several layers: one number that falls to the other side of a
@@ -116,7 +117,7 @@ fn network(seed: usize) -> Network {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Rounds {
     Nothing,
-    /// To f16, on every tier: weights, which are widened.
+    /// To f16, on tiers that widen: weights.
     WeightsF16,
     /// Tiers that widen bf16 weights.
     Weights,
@@ -252,7 +253,7 @@ fn apart(a: &[f64], b: &[f64]) -> (f64, f64) {
 }
 
 #[test]
-fn what_f16_costs_an_encoder_is_the_rounding_of_its_weights() {
+fn what_f16_costs_an_encoder_is_rounding() {
     let networks: Vec<Network> = (0..8).map(network).collect();
     let of = |rounds| networks.iter().flat_map(|n| n.forecast(rounds)).collect::<Vec<f64>>();
     let (exact, emulated) = (of(Rounds::Nothing), of(Rounds::WeightsF16));
@@ -263,7 +264,9 @@ fn what_f16_costs_an_encoder_is_the_rounding_of_its_weights() {
         let found: Vec<f64> = found.collect();
         let ((_, off), (left, _)) = (apart(&found, &exact), apart(&found, &emulated));
         println!("{}: rounding costs {cost:.2e}, the engine {off:.2e}", isa.name());
-        assert!(left <= 1e-5, "{}: {left:e} from what rounding makes", isa.name());
+        let bound = if Dot::of(isa, Kept::F16).is_some() { 8.0 * cost } else { 1e-5 };
+        let tier = isa.name();
+        assert!(off <= 9.0 * cost && left <= bound, "{tier}: {left:e} from what rounding makes");
     }
 }
 

@@ -54,6 +54,11 @@ impl Amx {
         self.vectors.bf16()
     }
 
+    /// The tier that it extends.
+    pub fn fp16(self) -> Avx512Fp16 {
+        self.vectors
+    }
+
     /// Bytes of the first-level data cache.
     pub fn l1(self) -> usize {
         self.l1

@@ -18,6 +18,8 @@ pub(super) const BF16: &str = "bf16 VDPBF16PS, 512 bit";
 /// Name of the loop of int8 dot products.
 pub(super) const INT8: &str = "int8 VPDPBUSD, 512 bit";
 
+/// Name of the loop of f16 multiply-adds.
+pub(super) const FP16: &str = "f16 VFMADDPH, 512 bit";
 /// Name of the loop of bf16 products of tile registers.
 pub(super) const AMX_BF16: &str = "bf16 TDPBF16PS, tiles";
 /// Name of the loop of int8 products of tile registers.
@@ -162,7 +164,7 @@ mod x86 {
     use super::{CHAINS, black_box};
     use std::arch::x86_64::*;
 
-    /// A dot-product instruction, held as proof that the machine has it.
+    /// A multiply-add or dot-product instruction, held as proof that the machine has it.
     #[derive(Clone, Copy, Debug)]
     pub(super) struct Dot {
         instruction: Instruction,
@@ -172,6 +174,7 @@ mod x86 {
     enum Instruction {
         Bf16,
         Int8,
+        Fp16,
     }
 
     impl Dot {
@@ -179,7 +182,12 @@ mod x86 {
             let f = is_x86_feature_detected!("avx512f");
             let bf16 = f && is_x86_feature_detected!("avx512bf16");
             let int8 = f && is_x86_feature_detected!("avx512vnni");
-            let found = [bf16.then_some(Instruction::Bf16), int8.then_some(Instruction::Int8)];
+            let fp16 = f && is_x86_feature_detected!("avx512fp16");
+            let found = [
+                bf16.then_some(Instruction::Bf16),
+                int8.then_some(Instruction::Int8),
+                fp16.then_some(Instruction::Fp16),
+            ];
             found.into_iter().flatten().map(|instruction| Dot { instruction }).collect()
         }
 
@@ -187,13 +195,14 @@ mod x86 {
             match self.instruction {
                 Instruction::Bf16 => super::BF16,
                 Instruction::Int8 => super::INT8,
+                Instruction::Fp16 => super::FP16,
             }
         }
 
         /// Operations of one instruction.
         pub(super) fn operations(self) -> usize {
             match self.instruction {
-                Instruction::Bf16 => 2 * 32,
+                Instruction::Bf16 | Instruction::Fp16 => 2 * 32,
                 Instruction::Int8 => 2 * 64,
             }
         }
@@ -204,6 +213,8 @@ mod x86 {
                 Instruction::Bf16 => unsafe { bf16(rounds) },
                 // SAFETY: an `Int8` is only made where avx512f and avx512vnni were detected.
                 Instruction::Int8 => unsafe { int8(rounds) },
+                // SAFETY: an `Fp16` is only made where avx512f and avx512fp16 were detected.
+                Instruction::Fp16 => unsafe { fp16(rounds) },
             }
         }
     }
@@ -257,6 +268,27 @@ mod x86 {
         }
         let sums = chains.into_iter().map(|chain| _mm512_reduce_add_epi32(chain));
         sums.fold(0i32, i32::wrapping_add) as f32
+    }
+
+    #[target_feature(enable = "avx512f,avx512fp16")]
+    fn fp16(rounds: usize) -> f32 {
+        let ones = _mm512_castsi512_ph(_mm512_set1_epi16(black_box(0x3c00)));
+        let mut chains = [_mm512_castsi512_ph(_mm512_set1_epi16(black_box(0))); CHAINS];
+        for _ in 0..rounds {
+            for chain in &mut chains {
+                *chain = _mm512_fmadd_ph(ones, ones, *chain);
+            }
+        }
+        let mut sum = 0.0;
+        for chain in chains {
+            let mut halves = [0u16; 32];
+            // SAFETY: the array has 32 halves, and the store needs no alignment.
+            unsafe {
+                _mm512_storeu_si512(halves.as_mut_ptr().cast(), _mm512_castph_si512(chain));
+            }
+            sum += halves.into_iter().map(crate::f16::f16_value).sum::<f32>();
+        }
+        sum
     }
 }
 

@@ -161,6 +161,7 @@ impl Ceilings {
         match precision {
             Precision::Bf16 if has("amx") => of(arithmetic::AMX_BF16),
             Precision::Int8 if has("amx") => of(arithmetic::AMX_INT8),
+            Precision::F16 if has("avx512-fp16") => of(arithmetic::FP16),
             Precision::Bf16 if has("avx512-bf16") => of(arithmetic::BF16),
             Precision::Int8 if has("avx512-vnni") => of(arithmetic::INT8),
             Precision::Int8 => None,

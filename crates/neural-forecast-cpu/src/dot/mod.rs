@@ -1,4 +1,5 @@
-//! Register tiles of products in lower arithmetic: bf16 pairs into f32 sums, bytes into integers.
+//! Register tiles of products in lower arithmetic: bf16 and f16 pairs into f32 sums, bytes into
+//! integers.
 //!
 //! A [`Dot`] is one arithmetic on one tier: how a row of inputs is converted, and how a tile of
 //! converted rows meets panels of weights. Kernels are reached through a table rather than through
@@ -6,18 +7,21 @@
 //! width, not once an instruction set. Nobody has a table without the tier's token.
 //!
 //! Layouts, the same for every implementation:
-//! * A word is 32 bits: two bf16 (the even term in the low half) or four bytes (term `4w` in the
-//!   lowest). Word rows of panels and converted rows are padded to [`WORDS_MULTIPLE`] words with
-//!   terms that add nothing.
+//! * A word is 32 bits: two bf16 or f16 (the even term in the low half) or four bytes (term `4w`
+//!   in the lowest). Word rows of panels and converted rows are padded to [`WORDS_MULTIPLE`] words
+//!   with terms that add nothing.
 //! * Word row `w` of a panel is its width of consecutive words.
-//! * Weights are bf16 or signed bytes in −127..=127; inputs are bf16 or bytes offset by 128.
+//! * Weights are bf16, f16 of 1 to 2 at most (an output's largest) or signed bytes in −127..=127;
+//!   inputs are bf16, f16 of 1 to 2 at most (a row's largest) or bytes offset by 128.
 //!
 //! Semantics: `VDPBF16PS` rounds to nearest even whatever the thread's mode, takes subnormal bf16
 //! as zero and flushes subnormal sums; Intel's manual has it add the two products of a pair one
 //! after the other, which tests bound but do not pin. A sum has one accumulator over ascending
-//! pairs. Integer sums are exact: all tiers agree on them.
+//! pairs. Integer sums are exact: all tiers agree on them. Sums of f16 are `fp16`'s.
 //! Not here: scales, biases and whatever else follows a sum.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod fp16;
 mod portable;
 pub(crate) mod registers;
 mod unit;
@@ -89,7 +93,14 @@ impl Dot {
     /// weights are widened.
     pub fn of(isa: Isa, precision: Precision) -> Option<&'static Dot> {
         match (precision, isa) {
-            (Precision::F32 | Precision::F16, _) => None,
+            (Precision::F32, _) => None,
+            #[cfg(all(test, target_arch = "x86_64"))]
+            (Precision::F16, isa) if tests::emulates_f16() => tests::emulated_f16(isa),
+            #[cfg(target_arch = "x86_64")]
+            (Precision::F16, Isa::Avx512Fp16(token)) => Some(fp16::f16(token)),
+            #[cfg(target_arch = "x86_64")]
+            (Precision::F16, Isa::Amx(token)) => Some(fp16::f16(token.fp16())),
+            (Precision::F16, _) => None,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16(token)) => Some(x86::bf16(token)),
             #[cfg(target_arch = "x86_64")]
@@ -145,9 +156,9 @@ impl Dot {
         }
     }
 
-    /// Converts `k` floats at `x` to `words` words, and returns their scale: 1 for bf16; for bytes
-    /// the largest magnitude over 127, 0 if that is at most [`MAGNITUDE_ZERO`], and NaN if an input
-    /// is not finite.
+    /// Converts `k` floats at `x` to `words` words, and returns their scale: 1 for bf16; for f16 a
+    /// power of two; for bytes the largest magnitude over 127, 0 if that is at most
+    /// [`MAGNITUDE_ZERO`], and NaN if an input is not finite.
     ///
     /// # Safety
     /// `x` reaches `k` floats and `to` `words` words, which are a multiple of [`WORDS_MULTIPLE`]
@@ -215,5 +226,19 @@ pub fn byte_scales(magnitude: u32) -> (f32, f32) {
     }
 }
 
+/// The factor to f16 and the factor back, both powers of two, of numbers whose largest finite
+/// magnitude has these bits: it becomes 1 to 2.
+pub fn half_scales(magnitude: u32) -> (f32, f32) {
+    // Neither factor leaves the normal numbers: the largest become up to 4, subnormals stay below
+    // 1.
+    let exponent = (magnitude >> 23).clamp(1, 253);
+    (f32::from_bits((254 - exponent) << 23), f32::from_bits(exponent << 23))
+}
+
+/// Bits of a magnitude, 0 where it is not finite.
+pub fn finite_magnitude(x: f32) -> u32 {
+    if x.is_finite() { x.to_bits() & 0x7fff_ffff } else { 0 }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,9 +1,42 @@
 //! Every tile of every tier against sums that share no code with them: exact integers, and `f64`
-//! with a bound for bf16.
+//! with a bound for bf16, and each rounding of f16 in integers.
 
 use super::*;
 use crate::memory::Buffer;
 use crate::random::Random;
+
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    static EMULATES_F16: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether what this thread packs is multiplied by the emulation of f16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn emulates_f16() -> bool {
+    EMULATES_F16.get()
+}
+
+/// The emulation of f16 for vectors that it suits.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn emulated_f16(isa: Isa) -> Option<&'static Dot> {
+    let sixteen = isa.lanes() == 16;
+    crate::simd::Simd::new().filter(|_| sixteen).map(fp16::emulated::f16)
+}
+
+/// Calls `test` twice: with what this machine has of f16 in `f16` arithmetic, if anything, and with
+/// the emulation.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn native_and_emulated(test: impl Fn(Isa, &str)) {
+    for emulate in [false, true] {
+        EMULATES_F16.set(emulate);
+        let tiers = Isa::available().into_iter();
+        let tier = tiers.filter(|isa| Dot::of(*isa, Precision::F16).is_some()).next_back();
+        if let Some(isa) = tier {
+            test(isa, if emulate { "emulated" } else { isa.name() });
+        }
+    }
+    EMULATES_F16.set(false);
+}
 
 /// Tables of a precision on this machine.
 fn tables(precision: Precision) -> Vec<(Isa, &'static Dot)> {
@@ -327,4 +360,147 @@ fn bf16_are_converted_as_if_they_were_widened_first() {
             }
         }
     }
+}
+
+/// `even + odd` of each chain in turn, every term rounded as the definition has it.
+#[cfg(target_arch = "x86_64")]
+fn sum_of_chains(pairs: &[(u32, u32)]) -> f32 {
+    use fp16::emulated::multiply_add;
+    let mut sum = 0.0f32;
+    for (i, chain) in pairs.chunks(16).enumerate() {
+        let half = |shift: u32| {
+            let terms = chain.iter().map(|&(x, w)| ((x >> shift) as u16, (w >> shift) as u16));
+            // Negative zero is the sum of nothing.
+            crate::f16::f16_value(terms.fold(0x8000, |sum, (x, w)| multiply_add(x, w, sum)))
+        };
+        let (even, odd) = (half(0), half(16));
+        sum = if i == 0 { even + odd } else { sum + even + odd };
+    }
+    sum
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn half_tiles_round_each_term_as_the_definition_has_it() {
+    let mut random = Random::new("dot f16");
+    let mut random = move |any: bool| {
+        let bits = random.bits();
+        // Any bits at all, or numbers of the size that scaled rows and columns have.
+        let half = |bits: u64| {
+            if any { bits as u16 } else { (bits & 0x83ff | 0x2c00 + (bits >> 40 & 0x1000)) as u16 }
+        };
+        u32::from(half(bits)) | u32::from(half(bits >> 16)) << 16
+    };
+    let random = std::cell::RefCell::new(&mut random);
+    native_and_emulated(|isa, name| {
+        let dot = Dot::of(isa, Precision::F16).expect("a table");
+        for shape in shapes(dot) {
+            for words in [0, 1, 2, 15, 16, 17, 33, 97] {
+                for any in [false, true] {
+                    let word = |_| random.borrow_mut()(any);
+                    let mut tile = Tile::run(dot, isa.lanes(), shape, words, word);
+                    for m in 0..shape.0 {
+                        for c in 0..tile.columns(shape.0) {
+                            let expected = sum_of_chains(&tile.pairs(m, c));
+                            let found = tile.sum(shape.0, m, c);
+                            let same = found.to_bits() == expected.to_bits();
+                            let same = same || found.is_nan() && expected.is_nan();
+                            assert!(same, "{name} {shape:?} {words}: {found:e} {expected:e}");
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_emulated_multiply_add_is_the_nearest_f16() {
+    use crate::f16::{f16_bits, f16_value};
+    use fp16::emulated::multiply_add;
+    let mut random = Random::new("f16 multiply-add");
+    let value = |half: u16| f64::from(f16_value(half));
+    for i in 0..300_000 {
+        let bits = random.bits();
+        let [a, b] = [bits as u16, (bits >> 16) as u16];
+        // Half of the sums cancel most of the product.
+        let product = f16_bits((value(a) * value(b)) as f32);
+        let c = if i % 2 == 0 {
+            (bits >> 32) as u16
+        } else {
+            (product ^ 0x8000).wrapping_add((bits >> 32 & 3) as u16)
+        };
+        // A product has 22 digits and is exact; the sum is rounded by less than 2⁻⁵² of it.
+        let exact = value(a) * value(b) + value(c);
+        let found = value(multiply_add(a, b, c));
+        if exact.is_nan() || found.is_nan() {
+            assert!(exact.is_nan() && found.is_nan(), "{a:#x} {b:#x} {c:#x}: {found}");
+        } else if exact.abs() >= 65_520.0 {
+            assert_eq!(found, f64::INFINITY.copysign(exact), "{a:#x} {b:#x} {c:#x}");
+        } else {
+            let unit = 2f64.powi((exact.abs().log2().floor() as i32).clamp(-14, 15) - 10);
+            let off = (found - exact).abs();
+            assert!(off <= unit * (0.5 + 1e-9), "{a:#x} {b:#x} {c:#x}: {found:e} {exact:e}");
+        }
+    }
+    // Ties to even, upwards and downwards, normal and subnormal; signs of zero.
+    let (one, tiny) = (0x3c00, 1);
+    for (a, b, c, expected) in [
+        (f16_bits(2f32.powi(-11)), one, one, one),
+        (f16_bits(2f32.powi(-11)), one, one + 1, one + 2),
+        (tiny, f16_bits(0.5), 0, 0),
+        (tiny, f16_bits(0.5), 1, 2),
+        (tiny, f16_bits(-0.5), 0, 0x8000),
+        (one, one, one | 0x8000, 0),
+        (0x8000, one, 0x8000, 0x8000),
+        (0x8000, one, 0, 0),
+        (0x7c00, 0, one, 0x7e00),
+        (0x7c00, one, 0xfc00, 0x7e00),
+        (0x7bff, one, 0x4c00, 0x7c00),
+        (0x7bff, one, 0x4bff, 0x7bff),
+    ] {
+        assert_eq!(multiply_add(a, b, c), expected, "{a:#x} {b:#x} {c:#x}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn rows_of_f16_are_scaled_by_powers_of_two_and_rounded_to_even() {
+    use crate::f16::f16_bits;
+    let mut random = Random::new("dot f16 rows");
+    let random = std::cell::RefCell::new(&mut random);
+    native_and_emulated(|isa, name| {
+        let dot = Dot::of(isa, Precision::F16).expect("a table");
+        for k in [0, 1, 2, 15, 16, 17, 31, 32, 33, 100, 1009] {
+            for scale in [1.0, 1e-30, 1e30, 3e-39, f32::MAX / 2.0] {
+                let mut x: Vec<f32> =
+                    random.borrow_mut().floats(k).iter().map(|x| x * scale).collect();
+                for (i, x) in x.iter_mut().enumerate() {
+                    match i % 11 {
+                        3 => *x = f32::NAN,
+                        4 => *x = f32::NEG_INFINITY,
+                        5 => *x = scale * 1e-6,
+                        _ => {}
+                    }
+                }
+                let finite = x.iter().copied().filter(|x| x.is_finite());
+                let most = finite.fold(0f32, |most, x| most.max(x.abs()));
+                let (words, up) = converted(dot, &x, 2);
+                let what = format!("{name} {k} {scale:e}");
+                assert_eq!(f64::from(up).log2().fract(), 0.0, "{what}: {up:e} is no power of two");
+                let top = f64::from(most) / f64::from(up);
+                assert!(top < 4.0 && (most < 1e-37 || top >= 1.0), "{what}: {top}");
+                for (i, word) in words.iter().enumerate() {
+                    for (half, at) in [(word & 0xffff, 2 * i), (word >> 16, 2 * i + 1)] {
+                        let scaled = |&x: &f32| f16_bits((f64::from(x) / f64::from(up)) as f32);
+                        let expected = x.get(at).map_or(0, scaled);
+                        let nan = x.get(at).is_some_and(|x| x.is_nan());
+                        let same = half == u32::from(expected) || nan && half & 0x7fff > 0x7c00;
+                        assert!(same, "{what}, term {at}: {half:#x} {expected:#x}");
+                    }
+                }
+            }
+        }
+    });
 }

@@ -9,7 +9,7 @@ use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use std::arch::x86_64::*;
 
 /// Enough accumulators in flight for the latency of the multiply-add, as far as registers go.
-fn panels_512(rows: usize, vectors: usize) -> usize {
+pub(super) fn panels_512(rows: usize, vectors: usize) -> usize {
     match (rows, vectors) {
         (1 | 2, 1 | 2) => 4,
         (1 | 2, _) | (3 | 4, 1 | 2) => 2,
@@ -216,7 +216,7 @@ fn lane_mask(n: usize) -> __mmask16 {
 /// Sixteen floats from `t` on, zero from term `k` on.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn terms_512(x: *const f32, k: usize, t: usize) -> __m512 {
+pub(super) unsafe fn terms_512(x: *const f32, k: usize, t: usize) -> __m512 {
     // SAFETY: only terms below `k` are read, which the caller grants.
     unsafe { _mm512_maskz_loadu_ps(lane_mask(k.saturating_sub(t)), x.wrapping_add(t)) }
 }

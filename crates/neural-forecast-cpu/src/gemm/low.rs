@@ -144,7 +144,7 @@ impl<F: Finish> Low<'_, '_, F> {
         }
     }
 
-    /// Sums of bytes in panel `p` become floats.
+    /// Sums of scaled numbers in panel `p` become floats.
     #[inline(always)]
     unsafe fn scale<S: Simd>(
         &mut self,
@@ -155,7 +155,7 @@ impl<F: Finish> Low<'_, '_, F> {
         stride: usize,
     ) {
         let w = self.product.weights;
-        let Some((scales, offsets)) = w.panel_bytes(p) else { return };
+        let Some((scales, offsets)) = w.panel_ends(p) else { return };
         for v in 0..w.vectors_of(p) {
             let at = v * S::LANES;
             // SAFETY: scales, offsets and each row's sums hold the panel's width.
@@ -163,7 +163,10 @@ impl<F: Finish> Low<'_, '_, F> {
                 let by_column = s.load(scales.add(at));
                 for (m, by_row) in self.scratch.scales.as_slice()[tile.clone()].iter().enumerate() {
                     let sums = sums.add(m * stride + at);
-                    let sum = s.load_difference(sums.cast(), offsets.add(at));
+                    let sum = match offsets {
+                        Some(offsets) => s.load_difference(sums.cast(), offsets.add(at)),
+                        None => s.load(sums),
+                    };
                     s.store(sums, s.mul(sum, s.mul(s.splat(*by_row), by_column)));
                 }
             }

@@ -157,3 +157,76 @@ fn the_longest_rows_fit_and_longer_bf16_is_widened() {
         }
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn halves_are_multiplied_in_chains_after_scaling_and_rounding_both_sides() {
+    use crate::dot::tests::native_and_emulated;
+    use crate::dot::{finite_magnitude, half_scales};
+    use crate::f16::{f16_bits, f16_value};
+    // A matrix whose rows are scaled and rounded, and their scales.
+    let round = |v: &[f32], k: usize| -> (Vec<f64>, Vec<f64>) {
+        let scale =
+            |row: &[f32]| half_scales(row.iter().map(|&x| finite_magnitude(x)).max().unwrap_or(0));
+        let scales: Vec<(f32, f32)> = v.chunks(k.max(1)).map(scale).collect();
+        let rounded = v.iter().enumerate().map(|(i, x)| {
+            let (down, up) = scales[i / k];
+            f64::from(f16_value(f16_bits(x * down))) * f64::from(up)
+        });
+        (rounded.collect(), scales.iter().map(|&(_, up)| f64::from(up)).collect())
+    };
+    let mut random = Random::new("low f16");
+    for (rows, n, k) in SIZES {
+        // Rows and columns of unlike size: without scales their products would overflow.
+        let mut x = random.floats(rows * k);
+        let mut w = random.floats(n * k);
+        let b = random.floats(n);
+        x.iter_mut().enumerate().for_each(|(i, x)| *x *= 1e6f32.powi((i / k) as i32 % 3 - 1));
+        w.iter_mut().enumerate().for_each(|(i, w)| *w *= 1e4f32.powi((i / k) as i32 % 3 - 1));
+        let ((rx, sx), (rw, sw)) = (round(&x, k), round(&w, k));
+        native_and_emulated(|isa, name| {
+            let packed = Packed::new(isa, Precision::F16, &w, (n, k), 1, Some(&b));
+            let y = product(isa, 2, &packed, &x, rows);
+            for (i, y) in y.iter().enumerate() {
+                let (r, j) = (i / n, i % n);
+                let terms = rx[r * k..][..k].iter().zip(&rw[j * k..][..k]);
+                let (sum, most) = terms
+                    .fold((0.0, 0.0), |(sum, most), (x, w)| (sum + x * w, most + (x * w).abs()));
+                let subnormal = if k > 0 { k as f64 * 2f64.powi(-25) * sx[r] * sw[j] } else { 0.0 };
+                let chains = 16.5 * 2f64.powi(-11) * most + subnormal;
+                let floats = 2f64.powi(-24) * (k as f64 + 3.0) * (most + 1.0);
+                let error = (f64::from(*y) - sum - f64::from(b[j])).abs();
+                assert!(error <= chains + floats, "{name} {rows}x{n}x{k} [{i}]: {error}");
+            }
+            for workers in [1, 3] {
+                let other = product(isa, workers, &packed, &x, rows);
+                assert!(other == y, "{name} {rows}x{n}x{k} by {workers}");
+            }
+            for r in [0, rows / 2, rows.saturating_sub(1)].into_iter().filter(|&r| r < rows) {
+                let one = product(isa, 1, &packed, &x[r * k..(r + 1) * k], 1);
+                assert!(one == y[r * n..(r + 1) * n], "{name} row {r} of {rows}x{n}x{k}");
+            }
+        });
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn rows_and_weights_of_f16_carry_infinities_and_nan() {
+    crate::dot::tests::native_and_emulated(|isa, name| {
+        let (n, k) = (3, 40);
+        let (mut x, mut w) = (vec![1e30; k], vec![1e-30; n * k]);
+        let y = |x: &[f32], w: &[f32]| {
+            product(isa, 1, &Packed::new(isa, Precision::F16, w, (n, k), 1, None), x, 1)
+        };
+        assert!(y(&x, &w).iter().all(|y| (y - 40.0).abs() < 0.1), "{name}");
+        w[k + 7] = f32::NEG_INFINITY;
+        let found = y(&x, &w);
+        assert!(found[1] == f32::NEG_INFINITY && (found[0] - 40.0).abs() < 0.1, "{name}");
+        x[8] = f32::INFINITY;
+        let found = y(&x, &w);
+        assert!(found[0] == f32::INFINITY && found[1].is_nan(), "{name}: {found:?}");
+        x[8] = f32::NAN;
+        assert!(y(&x, &w).iter().all(|y| y.is_nan()), "{name}");
+    });
+}

@@ -3,7 +3,9 @@
 //! Knows layouts, not products: who reads a panel and what follows is elsewhere.
 
 use crate::counters::Precision;
-use crate::dot::{Dot, TERMS_MAX, WORDS_MULTIPLE, bf16_bits, byte_scales};
+use crate::dot::{
+    Dot, TERMS_MAX, WORDS_MULTIPLE, bf16_bits, byte_scales, finite_magnitude, half_scales,
+};
 use crate::f16::f16_bits;
 use crate::isa::Isa;
 use crate::memory::Buffer;
@@ -31,17 +33,18 @@ pub struct Packed {
     bias: Option<Buffer>,
     /// How rows meet panels in lower arithmetic; `None` where weights are multiplied as `f32`.
     pub(super) dot: Option<&'static Dot>,
-    /// Of bytes: what turns integer sums into floats.
-    bytes: Option<Bytes>,
+    /// Of bytes, and of f16 that are multiplied as such: what turns their sums into floats.
+    ends: Option<Ends>,
 }
 
-/// What turns sums of bytes into floats, for the columns of all panels.
+/// What turns sums of scaled weights into floats, for the columns of all panels.
 #[derive(Clone, Debug)]
-struct Bytes {
-    /// The largest weight of an output over 127; NaN where a weight is not finite.
+struct Ends {
+    /// Of bytes the largest weight of an output over 127, NaN where a weight is not finite; of f16
+    /// a power of two.
     scales: Buffer,
-    /// `128 · Σw` as integers: what the offset of the inputs adds to a sum.
-    offsets: Buffer,
+    /// Of bytes: `128 · Σw` as integers, what the offset of the inputs adds to a sum.
+    offsets: Option<Buffer>,
 }
 
 impl Packed {
@@ -115,8 +118,11 @@ impl Packed {
             false => vectors,
         };
         let unused = (vectors - last_vectors) * lanes * word_rows(precision, k);
-        let bytes = (precision == Precision::Int8)
-            .then(|| Bytes { scales: Buffer::zeroed(columns), offsets: Buffer::zeroed(columns) });
+        let bytes = precision == Precision::Int8;
+        let ends = (bytes || precision == Precision::F16 && dot.is_some()).then(|| Ends {
+            scales: Buffer::zeroed(columns),
+            offsets: bytes.then(|| Buffer::zeroed(columns)),
+        });
         let mut packed = Packed {
             n,
             k,
@@ -130,7 +136,7 @@ impl Packed {
             data: Buffer::zeroed((panels * panel_stride).saturating_sub(unused)),
             bias: bias.map(|_| Buffer::zeroed(columns)),
             dot,
-            bytes,
+            ends,
         };
         for panel in 0..panels {
             for column in 0..packed.width_of(panel) {
@@ -183,6 +189,7 @@ impl Packed {
                     self.data.as_mut_slice()[start + k * width] = w;
                 }
             }
+            Precision::F16 if self.dot.is_some() => self.pack_halves(start, (panel, column), row),
             // As `HalfRows` reads them.
             Precision::F16 => {
                 let (lane, vector) = (column % self.lanes, start - column % self.lanes);
@@ -213,9 +220,23 @@ impl Packed {
             self.data.as_mut_words()[start + w * width] = bytes.map(|(i, b)| b << (8 * i)).sum();
         }
         let sum: i32 = row.iter().map(|w| i32::from(byte(w))).sum();
-        if let Some(bytes) = &mut self.bytes {
-            bytes.scales.as_mut_slice()[column] = up;
-            bytes.offsets.as_mut_words()[column] = (128 * sum) as u32;
+        if let Some(Ends { scales, offsets: Some(offsets) }) = &mut self.ends {
+            scales.as_mut_slice()[column] = up;
+            offsets.as_mut_words()[column] = (128 * sum) as u32;
+        }
+    }
+
+    /// f16 of one output from word `start` on, scaled, and what its sums need.
+    fn pack_halves(&mut self, start: usize, (panel, column): (usize, usize), row: &[f32]) {
+        let (width, column) = (self.width_of(panel), panel * self.width() + column);
+        let (down, up) = half_scales(row.iter().map(|&w| finite_magnitude(w)).max().unwrap_or(0));
+        for (k, pair) in row.chunks(2).enumerate() {
+            let half = |w: &f32| u32::from(f16_bits(w * down));
+            let high = pair.get(1).map_or(0, half);
+            self.data.as_mut_words()[start + k * width] = half(&pair[0]) | high << 16;
+        }
+        if let Some(ends) = &mut self.ends {
+            ends.scales.as_mut_slice()[column] = up;
         }
     }
 
@@ -279,9 +300,10 @@ impl Packed {
         self.dot.is_some_and(Dot::takes_halves)
     }
 
-    /// Whether its products can keep their results as bf16: those that sum all terms in one go.
+    /// Whether its products can keep their results as bf16: those that sum all terms in one go, of
+    /// numbers that have no more digits.
     pub fn gives_halves(&self) -> bool {
-        self.dot.is_some()
+        self.dot.is_some() && self.precision != Precision::F16
     }
 
     /// How weights are kept.
@@ -291,7 +313,8 @@ impl Packed {
 
     /// Bytes of packed weights.
     pub fn bytes(&self) -> usize {
-        let ends = self.bytes.as_ref().map_or(0, |b| b.scales.len() + b.offsets.len());
+        let offsets = |ends: &Ends| ends.offsets.as_ref().map_or(0, Buffer::len);
+        let ends = self.ends.as_ref().map_or(0, |ends| ends.scales.len() + offsets(ends));
         4 * (self.data.len() + ends + self.bias.as_ref().map_or(0, Buffer::len))
     }
 
@@ -300,12 +323,13 @@ impl Packed {
         terms_per_word(self.precision)
     }
 
-    /// Scales and offsets of panel `p`, where weights are bytes.
-    pub(super) fn panel_bytes(&self, p: usize) -> Option<(*const f32, *const i32)> {
+    /// Scales of panel `p`, where weights are scaled, and offsets, where they are bytes.
+    pub(super) fn panel_ends(&self, p: usize) -> Option<(*const f32, Option<*const i32>)> {
         let at = p * self.width();
         // SAFETY: callers pass a panel of this matrix.
-        self.bytes.as_ref().map(|bytes| unsafe {
-            (bytes.scales.as_ptr().add(at), bytes.offsets.as_ptr().add(at).cast())
+        self.ends.as_ref().map(|Ends { scales, offsets }| unsafe {
+            let offsets = offsets.as_ref().map(|offsets| offsets.as_ptr().add(at).cast());
+            (scales.as_ptr().add(at), offsets)
         })
     }
 

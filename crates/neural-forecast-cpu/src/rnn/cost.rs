@@ -1,8 +1,8 @@
 //! Which way of sharing a run among the workers ends first, from its sizes, the caches and what a
 //! meeting costs.
 //!
-//! A pipeline's cost is when its last task ends, by the lists that `pipeline` makes of what one task
-//! of each layer takes here.
+//! A pipeline's cost is when its last task ends, by the lists that `pipeline` makes of what one
+//! task of each layer takes here.
 //!
 //! Cycles of a core, roughly: the model has to order the ways, not to predict them. Its rates of
 //! reading were measured on Zen 4 at 3.5 GHz (2026-11-21); the costs of meetings and gates are

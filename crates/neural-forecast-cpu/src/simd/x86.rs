@@ -1,4 +1,5 @@
-//! The x86-64 tiers: AVX2 with FMA and F16C, AVX-512 (F, BW, VL, DQ), and the tokens of what AVX-512 grew.
+//! The x86-64 tiers: AVX2 with FMA and F16C, AVX-512 (F, BW, VL, DQ), and the tokens of what
+//! AVX-512 grew.
 //!
 //! No algorithm lives here, only the mapping of [`Simd`] to intrinsics.
 
