@@ -25,6 +25,8 @@
 //   instances for plain stacks: a third of the code            25.6      265       2,033
 //   keys sent in bulk, queries meanwhile; window in bulk       24.5      264       2,012
 //   one tile: weights held in registers                        22.9      -         -
+//   the same on another machine, p50 and p99                   23.7, 30.2
+//   and the launch lingers (`linger.cuh`; predicted 18.9)      22.0, 25.9
 // B 32 is 33.8 us by clusters of two blocks with two tiles each; no clusters 43, of four 41 (the
 // driver places 30 of them at once, 32 are wanted).
 //
@@ -41,6 +43,7 @@
 #include <cuda_fp16.h>
 
 #include "activation.cuh"
+#include "linger.cuh"
 #include "run.cuh"
 
 namespace encoder_small {
@@ -63,6 +66,7 @@ struct Arguments {
     const float* vectors;  // norms and biases, see `Layer`
     unsigned* flag;        // where `whole`: becomes the sequence number
     unsigned* counter;     // where `whole`: zero between runs; and a place for the sequence number
+    unsigned* left;        // where a launch of one cluster lingers (`linger.cuh`), else null
     unsigned time, keep, layers, width;
     unsigned heads, head_tiles, attention_tiles, inner_tiles;
     unsigned tiles, rows_per_block, groups, options;
@@ -274,6 +278,10 @@ __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
+__device__ __forceinline__ void cluster_arrive_release() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
 __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -287,6 +295,12 @@ __device__ __forceinline__ void push(
         "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
         "[a], [%0], %1, [b]; }"
         :: "r"(address), "r"(bytes), "r"(barrier), "r"(rank) : "memory");
+}
+
+// Writes to the same place in another block of the cluster.
+__device__ __forceinline__ void tell(unsigned address, unsigned value, unsigned rank) {
+    asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %0, %2;\n"
+        "st.shared::cluster.u32 [a], %1; }" :: "r"(address), "r"(value), "r"(rank) : "memory");
 }
 
 // N tiles of 16 tokens by the columns of one fragment tile, in result order.
@@ -1020,14 +1034,16 @@ template <class F, int D, int MT, bool CLUSTER, int DEPTH, bool PLAIN> struct Bl
     }
 
     // The input of a whole forecast, through shared memory into operands of the embedding.
-    __device__ __forceinline__ void embed(Residual& x, const float* bias) {
+    __device__ __forceinline__ void embed(Residual& x, const float* bias, bool copied) {
         int features = p.features, f16 = p.feature_tiles, count = tile_count();
         float* staged = reinterpret_cast<float*>(keys);
         int per_row = tokens_of_a_row(), there = rows_there();
-        if (!bulky()) {
+        if (!copied) {
+            // The host may have changed what an earlier run of this launch has read.
             const float* from = window();
             for (int i = threadIdx.x; i < per_row * there * features; i += WARPS * 32)
-                staged[i] = from[i];
+                asm volatile("ld.relaxed.sys.global.f32 %0, [%1];"
+                    : "=f"(staged[i]) : "l"(from + i) : "memory");
             __syncthreads();
         }
         for (int u = warp; u < MT * f16; u += WARPS) {
@@ -1218,6 +1234,10 @@ __device__ __forceinline__ void run(const Arguments& p) {
     float* ends = reinterpret_cast<float*>(at);
     float* vectors = ends + ends_size;
     const unsigned barrier = shared_address(vectors + 2 * layer_size);
+    // Whether another run follows, where the launch lingers.
+    unsigned* const following = reinterpret_cast<unsigned*>(vectors + 2 * layer_size) + 8;
+    const unsigned launch = sequence;
+    const unsigned long long begun = B::HELD && p.left ? nanoseconds() : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < 4; i++) barrier_init(barrier + 8 * i);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -1233,43 +1253,85 @@ __device__ __forceinline__ void run(const Arguments& p) {
     __syncthreads();
     MARK(1);
 
-    typename B::Residual x;
-    if (whole) {
-        barrier_wait(barrier, 0);
-        b.embed(x, ends + 16 + 2 * D);
-    } else {
-        b.load(x);
-        barrier_wait(barrier, 0);
-    }
-    if (key_tiles != tiles) {
-        // Keys and values that do not exist are hidden, but must be numbers.
-        const int row = key_tiles * w16 * 64, there = tiles * w16 * 64;
-        for (int at = 0; at < key_size * (CLUSTER ? 2 : 1); at += row)
-            for (int i = there + threadIdx.x; i < row; i += WARPS * 32)
-                b.keys[at + i] = make_uint4(0, 0, 0, 0);
-    }
-    if (CLUSTER) cluster_arrive(); // from now on others may write here
-    MARK(2);
-    if (b.first_row < int(rows)) {
-        // The only tile that has positions to write, if there is but one.
-        const int first_kept = (b.time() - int(p.keep)) / 16;
-        const bool one = MT > 1 && first_kept == tiles - 1
-            && (CLUSTER || b.rows() == 1);
-        const int first = CLUSTER ? first_kept - b.rank * MT : first_kept;
-        const bool writes = !CLUSTER || first < MT;
-        const int sublayers = 2 * p.layers;
-        Layer layer{vectors, D, w16 * 16, i16 * 16};
-        uint4* keys = b.keys;
-        for (int l = 0; B::HELD && l < int(p.layers); l++) {
-            layer.base = vectors + (l & 1) * layer_size;
-            if (l > 0) barrier_wait(barrier + (l & 1) * 8, l >> 1 & 1);
-            b.template make_input<1>(x, LAYER, layer.eps(0), layer.norm(0), 0);
-            MARK(3);
-            keys = b.keys + (l & 1) * key_size;
-            const unsigned arrived = barrier + 16 + (l & 1) * 8;
-            if (threadIdx.x == 0) {
-                expect(arrived, (tiles - 1) * w16 * 1024);
-                if (l + 1 < int(p.layers)) {
+    bool again = false;  // not the first run of the launch
+    unsigned flip = 0;   // of two barriers, whether an odd number of phases has passed before
+    while (true) {
+        typename B::Residual x;
+        if (whole) {
+            barrier_wait(barrier, flip & 1);
+            b.embed(x, ends + 16 + 2 * D, !again && b.bulky());
+        } else {
+            b.load(x);
+            barrier_wait(barrier, 0);
+        }
+        if (key_tiles != tiles) {
+            // Keys and values that do not exist are hidden, but must be numbers.
+            const int row = key_tiles * w16 * 64, there = tiles * w16 * 64;
+            for (int at = 0; at < key_size * (CLUSTER ? 2 : 1); at += row)
+                for (int i = there + threadIdx.x; i < row; i += WARPS * 32)
+                    b.keys[at + i] = make_uint4(0, 0, 0, 0);
+        }
+        if (CLUSTER) cluster_arrive(); // from now on others may write here
+        MARK(2);
+        if (b.first_row < int(rows)) {
+            // The only tile that has positions to write, if there is but one.
+            const int first_kept = (b.time() - int(p.keep)) / 16;
+            const bool one = MT > 1 && first_kept == tiles - 1
+                && (CLUSTER || b.rows() == 1);
+            const int first = CLUSTER ? first_kept - b.rank * MT : first_kept;
+            const bool writes = !CLUSTER || first < MT;
+            const int sublayers = 2 * p.layers;
+            Layer layer{vectors, D, w16 * 16, i16 * 16};
+            uint4* keys = b.keys;
+            for (int l = 0; B::HELD && l < int(p.layers); l++) {
+                layer.base = vectors + (l & 1) * layer_size;
+                const unsigned phase = (l >> 1 ^ flip >> (l & 1)) & 1;
+                if (l > 0) barrier_wait(barrier + (l & 1) * 8, phase);
+                b.template make_input<1>(x, LAYER, layer.eps(0), layer.norm(0), 0);
+                MARK(3);
+                keys = b.keys + (l & 1) * key_size;
+                const unsigned arrived = barrier + 16 + (l & 1) * 8;
+                if (threadIdx.x == 0) {
+                    expect(arrived, (tiles - 1) * w16 * 1024);
+                    if (l + 1 < int(p.layers)) {
+                        // All warps have passed the last layer, whose place this is.
+                        unsigned next = (l + 1) & 1;
+                        expect(barrier + next * 8, layer_size * 4);
+                        bulk_copy(shared_address(vectors + next * layer_size),
+                            p.vectors + ends_size + (l + 1) * layer_size, layer_size * 4,
+                            barrier + next * 8);
+                    }
+                }
+                b.queries_keys_values_held(layer, keys, arrived, l == 0);
+                MARK(4);
+                __syncthreads();
+                barrier_wait(arrived, phase);
+                MARK(5);
+                if (l + 1 == int(p.layers)) cluster_arrive();
+                if (l + 1 == int(p.layers) && !writes) break;
+                b.template attention<1>(keys, 0);
+                MARK(6);
+                __syncthreads();
+                b.template project_held<3, 1>(x, b.inner, layer.output());
+                MARK(7);
+                b.template make_input<1>(x, LAYER, layer.eps(2), layer.norm(2), 0);
+                MARK(13);
+                b.up_held(layer);
+                MARK(14);
+                __syncthreads();
+                b.template project_held<2, 2>(x, b.active, layer.down());
+                MARK(17);
+            }
+            for (int s = 0; !B::HELD && s < sublayers; s++) {
+                const int feed = s & 1, norm = 2 * feed, l = s >> 1;
+                if (!feed && l > 0) {
+                    layer.base = vectors + (l & 1) * layer_size;
+                    barrier_wait(barrier + (l & 1) * 8, l >> 1 & 1);
+                }
+                b.template make_input<MT>(
+                    x, b.kind(layer, norm), layer.eps(norm), layer.norm(norm), 0);
+                MARK(3 + 10 * feed);
+                if (!feed && threadIdx.x == 0 && l + 1 < int(p.layers)) {
                     // All warps have passed the last layer, whose place this is.
                     unsigned next = (l + 1) & 1;
                     expect(barrier + next * 8, layer_size * 4);
@@ -1277,102 +1339,90 @@ __device__ __forceinline__ void run(const Arguments& p) {
                         p.vectors + ends_size + (l + 1) * layer_size, layer_size * 4,
                         barrier + next * 8);
                 }
-            }
-            b.queries_keys_values_held(layer, keys, arrived, l == 0);
-            MARK(4);
-            __syncthreads();
-            barrier_wait(arrived, l >> 1 & 1);
-            MARK(5);
-            if (l + 1 == int(p.layers)) cluster_arrive();
-            if (l + 1 == int(p.layers) && !writes) break;
-            b.template attention<1>(keys, 0);
-            MARK(6);
-            __syncthreads();
-            b.template project_held<3, 1>(x, b.inner, layer.output());
-            MARK(7);
-            b.template make_input<1>(x, LAYER, layer.eps(2), layer.norm(2), 0);
-            MARK(13);
-            b.up_held(layer);
-            MARK(14);
-            __syncthreads();
-            b.template project_held<2, 2>(x, b.active, layer.down());
-            MARK(17);
-        }
-        for (int s = 0; !B::HELD && s < sublayers; s++) {
-            const int feed = s & 1, norm = 2 * feed, l = s >> 1;
-            if (!feed && l > 0) {
-                layer.base = vectors + (l & 1) * layer_size;
-                barrier_wait(barrier + (l & 1) * 8, l >> 1 & 1);
-            }
-            b.template make_input<MT>(
-                x, b.kind(layer, norm), layer.eps(norm), layer.norm(norm), 0);
-            MARK(3 + 10 * feed);
-            if (!feed && threadIdx.x == 0 && l + 1 < int(p.layers)) {
-                // All warps have passed the last layer, whose place this is.
-                unsigned next = (l + 1) & 1;
-                expect(barrier + next * 8, layer_size * 4);
-                bulk_copy(shared_address(vectors + next * layer_size),
-                    p.vectors + ends_size + (l + 1) * layer_size, layer_size * 4,
-                    barrier + next * 8);
-            }
-            if (feed) {
-                b.template up<MT>(layer, 0);
-                MARK(14);
-            } else {
-                keys = b.keys + (CLUSTER && s & 2 ? key_size : 0);
-                const unsigned arrived = barrier + 16 + (l & 1) * 8;
-                if (CLUSTER && threadIdx.x == 0)
-                    expect(arrived, (tiles - b.tile_count()) * w16 * 1024);
-                b.queries_keys_values(layer, keys, arrived, s == 0);
-                MARK(4);
-                __syncthreads();
-                // A block that sends keys of this layer has finished with those of the layer
-                // before the last: two places are enough.
-                if (CLUSTER) barrier_wait(arrived, l >> 1 & 1);
-                MARK(5);
-                if (CLUSTER && s + 2 == sublayers) cluster_arrive();
-                if (s + 2 == sublayers && (one || !writes)) break;
-                b.template attention<MT>(keys, 0);
-                MARK(6);
-            }
-            __syncthreads();
-            const float* bias = feed ? layer.down() : layer.output();
-            b.template project<MT>(
-                x, feed ? b.active : b.inner, feed ? i16 : w16, feed ? i16 : w16, bias, 0);
-            b.template after<MT>(x, layer, norm + 1);
-            MARK(7 + 10 * feed);
-        }
-        if (one && writes) {
-            // Of the last layer, only that tile.
-#pragma unroll
-            for (int i = 0; i < B::NT; i++)
-#pragma unroll
-                for (int m = 1; m < MT; m++)
-#pragma unroll
-                    for (int e = 0; e < 8; e++)
-                        if (m == first) x[i][0][e / 4][e % 4] = x[i][m][e / 4][e % 4];
-            for (int feed = 0; feed < 2; feed++) {
                 if (feed) {
-                    b.template make_input<1>(
-                        x, b.kind(layer, 2), layer.eps(2), layer.norm(2), first);
-                    b.template up<1>(layer, first);
+                    b.template up<MT>(layer, 0);
+                    MARK(14);
                 } else {
-                    b.template attention<1>(keys, first);
+                    keys = b.keys + (CLUSTER && s & 2 ? key_size : 0);
+                    const unsigned arrived = barrier + 16 + (l & 1) * 8;
+                    if (CLUSTER && threadIdx.x == 0)
+                        expect(arrived, (tiles - b.tile_count()) * w16 * 1024);
+                    b.queries_keys_values(layer, keys, arrived, s == 0);
+                    MARK(4);
+                    __syncthreads();
+                    // A block that sends keys of this layer has finished with those of the layer
+                    // before the last: two places are enough.
+                    if (CLUSTER) barrier_wait(arrived, l >> 1 & 1);
+                    MARK(5);
+                    if (CLUSTER && s + 2 == sublayers) cluster_arrive();
+                    if (s + 2 == sublayers && (one || !writes)) break;
+                    b.template attention<MT>(keys, 0);
+                    MARK(6);
                 }
                 __syncthreads();
                 const float* bias = feed ? layer.down() : layer.output();
-                b.template project<1>(
-                    x, feed ? b.active : b.inner, feed ? i16 : w16, feed ? i16 : w16, bias, first);
-                b.template after<1>(x, layer, 2 * feed + 1);
+                b.template project<MT>(
+                    x, feed ? b.active : b.inner, feed ? i16 : w16, feed ? i16 : w16, bias, 0);
+                b.template after<MT>(x, layer, norm + 1);
+                MARK(7 + 10 * feed);
             }
-            b.template write<1>(x, ends, first, rows);
-        } else if (writes) {
-            b.template write<MT>(x, ends, 0, rows);
+            if (one && writes) {
+                // Of the last layer, only that tile.
+#pragma unroll
+                for (int i = 0; i < B::NT; i++)
+#pragma unroll
+                    for (int m = 1; m < MT; m++)
+#pragma unroll
+                        for (int e = 0; e < 8; e++)
+                            if (m == first) x[i][0][e / 4][e % 4] = x[i][m][e / 4][e % 4];
+                for (int feed = 0; feed < 2; feed++) {
+                    if (feed) {
+                        b.template make_input<1>(
+                            x, b.kind(layer, 2), layer.eps(2), layer.norm(2), first);
+                        b.template up<1>(layer, first);
+                    } else {
+                        b.template attention<1>(keys, first);
+                    }
+                    __syncthreads();
+                    const float* bias = feed ? layer.down() : layer.output();
+                    b.template project<1>(x, feed ? b.active : b.inner, feed ? i16 : w16,
+                        feed ? i16 : w16, bias, first);
+                    b.template after<1>(x, layer, 2 * feed + 1);
+                }
+                b.template write<1>(x, ends, first, rows);
+            } else if (writes) {
+                b.template write<MT>(x, ends, 0, rows);
+            }
+            MARK(11);
+            if (whole && writes) b.finish(sequence);
+            MARK(12);
+            if (CLUSTER) cluster_wait(); // nobody reads here any more
         }
-        MARK(11);
-        if (whole && writes) b.finish(sequence);
-        MARK(12);
-        if (CLUSTER) cluster_wait(); // nobody reads here any more
+        if constexpr (!B::HELD) {
+            break;
+        } else {
+            if (!p.left) break;
+            again = true;
+            flip ^= (p.layers + 1) / 2 & 1 | (p.layers / 2 & 1) << 1;
+            // What the next run begins with comes while it is waited for.
+            b.held.start(p.stream, p.groups, true);
+            if (threadIdx.x == 0) {
+                expect(barrier, layer_size * 4);
+                bulk_copy(shared_address(vectors), p.vectors + ends_size, layer_size * 4, barrier);
+                if (b.reads_header()) {
+                    sequence = next_run(p.header, p.left, launch, sequence, begun);
+                    for (int rank = 0; rank < blocks; rank++)
+                        tell(shared_address(following), sequence, rank);
+                }
+            }
+            __syncwarp();
+            cluster_arrive_release();
+            cluster_wait();
+            if (*following == 0) {
+                barrier_wait(barrier, flip & 1);
+                break;
+            }
+        }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 }

@@ -18,7 +18,10 @@
 // The 16 rows of two tiles are the four gates of eight units, so that one thread ends with all the
 // gates of its unit. The order over K is fixed by K alone: four chains (two up to 4 k-steps), added
 // in pairs.
+// A launch that lingers (`linger.cuh`) keeps its weights and does all that again for the next run;
+// all of its blocks are resident then. The head's block conducts.
 #pragma once
+#include "linger.cuh"
 #include "run.cuh"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -64,6 +67,8 @@ struct RnnLatency {
     unsigned long long arrivals;                // u32, zero between runs
     unsigned long long epoch;                   // u32, launches before this one, or 0
     unsigned long long clocks;                  // measurements, or 0
+    unsigned long long turn;                    // where a launch lingers, else 0
+    unsigned long long left;                    // becomes the launch's number when it leaves
     unsigned batch, steps, features, hidden;
     unsigned groups;     // of eight units
     unsigned columns;    // rows of the batch in a row group, at most 8
@@ -72,7 +77,7 @@ struct RnnLatency {
     unsigned outputs, roles;
     unsigned first_group;  // of the row groups of the bucket
     unsigned passes, pass; // launches of a run, and which one this is
-    unsigned reserved;
+    unsigned others; // blocks that have a part, but for the head's
     unsigned first[ROLES_MAX]; // block of each role; the largest number beyond the last
     Role role[ROLES_MAX];
 };
@@ -234,6 +239,18 @@ __device__ __forceinline__ void store_now_if(bool now, unsigned long long* at, u
                  :: "l"(at), "r"(value), "r"(sequence), "r"((unsigned)now) : "memory");
 }
 
+// Numbers of an input that may be in host memory, which changes from run to run of a launch.
+__device__ __forceinline__ float load_fresh(const float* at) {
+    float v;
+    asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void load_fresh(float& a, float& b, const float* at) {
+    asm volatile("ld.relaxed.sys.global.v2.f32 {%0,%1}, [%2];"
+                 : "=f"(a), "=f"(b) : "l"(at) : "memory");
+}
+
 // 16 bytes to shared memory, on their own.
 __device__ __forceinline__ void copy_ahead(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
@@ -346,11 +363,15 @@ __device__ __forceinline__ unsigned row_of(const RnnLatency& p, unsigned row_gro
 // The loop over time of one warp, which owns eight units.
 // LSTM_CELL: the cell is an LSTM, else `p.cell` says. ONE: there is one column. ALONE: the block
 // holds all units, so that peers are warps behind a barrier; else they are blocks of the cluster.
+// `a`, `scale`, `bias`: the warp's weights. `flip`: of the two barriers, whether an odd number of
+// phases has passed before.
 template <class N, int KS, bool LSTM_CELL, bool ONE, bool ALONE>
 __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, unsigned row_group,
                                       unsigned group, unsigned groups, char* h_shared,
-                                      unsigned barriers, unsigned* gather, const uint4* mine,
-                                      const uint4* extra, unsigned sequence) {
+                                      unsigned barriers, unsigned* gather,
+                                      const uint4 (&a)[KS][2], const uint4* extra,
+                                      const float4& scale, const float4& bias, unsigned sequence,
+                                      unsigned flip) {
     constexpr int CHAINS = KS > 4 ? 4 : 2;
     constexpr int WORD_UNITS = 4 / N::BYTES; // units of a word
     constexpr int COLUMNS = ONE ? 1 : 2;     // of a thread
@@ -362,14 +383,6 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
     const unsigned stride = column_stride(KS + role.extra);
     const unsigned columns = ONE ? 1 : p.columns, steps = role.steps;
     const unsigned unit = group * 8 + g;
-    uint4 a[KS][2];
-#pragma unroll
-    for (int k = 0; k < KS; ++k) {
-        a[k][0] = mine[k * 64];
-        a[k][1] = mine[k * 64 + 32];
-    }
-    const float4 scale = ((const float4*)role.affine)[unit * 2];
-    const float4 bias = ((const float4*)role.affine)[unit * 2 + 1];
 
     // Columns 2q and 2q + 1 are this thread's.
     bool has[COLUMNS];
@@ -512,7 +525,7 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
                     named_barrier(groups * 32);
                 } else {
 #if CLUSTERS
-                    barrier_wait(barriers + before * 8, ((s - 1) >> 1) & 1);
+                    barrier_wait(barriers + before * 8, ((s - 1) >> 1 ^ flip >> before) & 1);
 #endif
                 }
             }
@@ -664,12 +677,43 @@ __device__ __forceinline__ void recur(const RnnLatency& p, const Role& role, uns
     }
 }
 
+// `recur` for a run, and for those that follow where the launch lingers.
+template <class N, int KS, bool LSTM_CELL, bool ONE, bool ALONE>
+__device__ __forceinline__ void recur_all(const RnnLatency& p, const Role& role,
+                                          unsigned row_group, unsigned first, unsigned warp,
+                                          unsigned groups, char* h_shared, unsigned barriers,
+                                          const uint4* packed, const uint4* extra, unsigned* word,
+                                          unsigned sequence) {
+    const unsigned lane = threadIdx.x % 32, unit = (first + warp) * 8 + lane / 4;
+    const uint4* const mine = packed + warp * (KS + role.extra) * 64ull + lane;
+    uint4 a[KS][2];
+#pragma unroll
+    for (int k = 0; k < KS; ++k) {
+        a[k][0] = mine[k * 64];
+        a[k][1] = mine[k * 64 + 32];
+    }
+    const float4 scale = ((const float4*)role.affine)[unit * 2];
+    const float4 bias = ((const float4*)role.affine)[unit * 2 + 1];
+    unsigned* const gather = (unsigned*)(extra + groups * role.extra * 64);
+    unsigned flip = 0;
+    while (true) {
+        recur<N, KS, LSTM_CELL, ONE, ALONE>(p, role, row_group, first + warp, groups, h_shared,
+                                            barriers, gather, a,
+                                            extra + warp * role.extra * 64 + lane, scale, bias,
+                                            sequence, flip);
+        if (!p.turn || !follows((Turn*)p.turn, sequence, word)) return;
+        ++sequence;
+        // Phases of a run: `steps / 2` and `(steps - 1) / 2`.
+        flip ^= (role.steps / 2 & 1) | ((role.steps - 1) / 2 & 1) << 1;
+    }
+}
+
 // A slice of the units of one layer and direction, all steps.
 // KS: k-steps whose weights are in registers; `role.extra` more are in shared memory.
 template <class N, int KS, bool ALONE>
 __device__ __forceinline__ void recurrence(const RnnLatency& p, const Role& role, unsigned block,
                                            char* shared) {
-    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const unsigned warp = threadIdx.x / 32;
     const unsigned row_group = block / role.slices, slice = block % role.slices;
     const unsigned first = p.groups * slice / role.slices;
     const unsigned groups = p.groups * (slice + 1) / role.slices - first;
@@ -717,18 +761,18 @@ __device__ __forceinline__ void recurrence(const RnnLatency& p, const Role& role
         cluster_wait();
     }
 #endif
+    unsigned* const word = (unsigned*)shared + 12;
+    unsigned sequence = sequence_of(p);
     if (warp < groups) {
-        const uint4* mine = packed + warp * (KS + role.extra) * 64ull + lane;
-        const uint4* more = extra + warp * role.extra * 64 + lane;
-        const unsigned sequence = sequence_of(p);
 #define RECUR(lstm, one) \
-    recur<N, KS, lstm, one, ALONE>(p, role, row_group, first + warp, groups, h_shared, barriers, \
-                                   (unsigned*)(extra + groups * role.extra * 64), mine, more, \
-                                   sequence)
+    recur_all<N, KS, lstm, one, ALONE>(p, role, row_group, first, warp, groups, h_shared, \
+                                       barriers, packed, extra, word, sequence)
         if (p.cell != LSTM) RECUR(false, false);
         else if (p.columns > 1) RECUR(true, false);
         else RECUR(true, true);
 #undef RECUR
+    } else {
+        while (p.turn && follows((Turn*)p.turn, sequence, word)) ++sequence;
     }
 #if CLUSTERS
     // What peers send must find this block's shared memory alive.
@@ -758,7 +802,7 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
     uint4* const kept = (uint4*)(b_shared + 8 * stride);
     const uint4* const packed = (const uint4*)role.weights + first * k_steps * 64ull;
     const uint4* const weights = role.keep ? kept : packed;
-    const unsigned sequence = sequence_of(p);
+    unsigned sequence = sequence_of(p);
 
     if (role.keep)
         for (unsigned i = threadIdx.x; i < groups * k_steps * 64; i += blockDim.x)
@@ -808,73 +852,78 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
     const unsigned own = warp < groups ? warp : 0;
     const float4 own_scale = affine[own * 16], own_bias = affine[own * 16 + 1];
     const char* const b = b_shared + g * stride + q * 16;
-    copies_done();
     __syncthreads();
 
     const unsigned chunks = (role.steps + role.chunk - 1) / role.chunk;
-    for (unsigned item = phase; item < chunks * p.row_groups; item += role.phases) {
-        const unsigned row_group = item % p.row_groups, turn = item / p.row_groups;
-        // From the middle outwards: chunks / 2, the one before, the one after, and so on.
-        const unsigned at = !role.outwards ? turn
-            : turn % 2                     ? chunks / 2 - (turn + 1) / 2
-                                           : chunks / 2 + turn / 2;
-        const unsigned s = at * role.chunk, count = min(role.chunk, role.steps - s);
-        if (ahead < count && part < parts) {
-            const long long from = origin + row_group * (long long)p.steps * columns * words +
-                                   s * step_words;
-            load((const unsigned long long*)role.source[0] + from, to);
-            if (role.source[1])
-                load((const unsigned long long*)role.source[1] + from, to + words);
-        }
-        __syncthreads();
-        const unsigned long long out_at = (row_group * (unsigned long long)role.steps + s) *
-                                          out_step;
-        for (unsigned group = warp; group < groups; group += warps) {
-            float d[4][2][4];
+    while (true) {
+        for (unsigned item = phase; item < chunks * p.row_groups; item += role.phases) {
+            const unsigned row_group = item % p.row_groups, turn = item / p.row_groups;
+            // From the middle outwards: chunks / 2, the one before, the one after, and so on.
+            const unsigned at = !role.outwards ? turn
+                : turn % 2                     ? chunks / 2 - (turn + 1) / 2
+                                               : chunks / 2 + turn / 2;
+            const unsigned s = at * role.chunk, count = min(role.chunk, role.steps - s);
+            if (ahead < count && part < parts) {
+                const long long from = origin + row_group * (long long)p.steps * columns * words +
+                                       s * step_words;
+                load((const unsigned long long*)role.source[0] + from, to);
+                if (role.source[1])
+                    load((const unsigned long long*)role.source[1] + from, to + words);
+            }
+            copies_done(); // weights, which come meanwhile
+            __syncthreads();
+            const unsigned long long out_at = (row_group * (unsigned long long)role.steps + s) *
+                                              out_step;
+            for (unsigned group = warp; group < groups; group += warps) {
+                float d[4][2][4];
 #pragma unroll
-            for (int i = 0; i < 32; ++i) d[i / 8][i / 4 % 2][i % 4] = 0.0f;
-            const uint4* a = weights + group * k_steps * 64 + lane;
-            unsigned k = 0;
+                for (int i = 0; i < 32; ++i) d[i / 8][i / 4 % 2][i % 4] = 0.0f;
+                const uint4* a = weights + group * k_steps * 64 + lane;
+                unsigned k = 0;
 #pragma unroll 2
-            for (; k + 4 <= k_steps; k += 4) {
+                for (; k + 4 <= k_steps; k += 4) {
 #pragma unroll
-                for (int j = 0; j < 4; j += 2) {
-                    const uint4 v = *(const uint4*)(b + (k + j) * 32);
-                    N::multiply(d[j][0], a[(k + j) * 64], v.x, v.y);
-                    N::multiply(d[j][1], a[(k + j) * 64 + 32], v.x, v.y);
-                    N::multiply(d[j + 1][0], a[(k + j) * 64 + 64], v.z, v.w);
-                    N::multiply(d[j + 1][1], a[(k + j) * 64 + 96], v.z, v.w);
+                    for (int j = 0; j < 4; j += 2) {
+                        const uint4 v = *(const uint4*)(b + (k + j) * 32);
+                        N::multiply(d[j][0], a[(k + j) * 64], v.x, v.y);
+                        N::multiply(d[j][1], a[(k + j) * 64 + 32], v.x, v.y);
+                        N::multiply(d[j + 1][0], a[(k + j) * 64 + 64], v.z, v.w);
+                        N::multiply(d[j + 1][1], a[(k + j) * 64 + 96], v.z, v.w);
+                    }
+                }
+                if (k + 2 <= k_steps) {
+                    const uint4 v = *(const uint4*)(b + k * 32);
+                    N::multiply(d[0][0], a[k * 64], v.x, v.y);
+                    N::multiply(d[0][1], a[k * 64 + 32], v.x, v.y);
+                    N::multiply(d[1][0], a[k * 64 + 64], v.z, v.w);
+                    N::multiply(d[1][1], a[k * 64 + 96], v.z, v.w);
+                    k += 2;
+                }
+                if (k < k_steps) {
+                    const uint2 v = *(const uint2*)(b + k * 32 - q * 8);
+                    N::multiply(d[2][0], a[k * 64], v.x, v.y);
+                    N::multiply(d[2][1], a[k * 64 + 32], v.x, v.y);
+                }
+                float4 scale = own_scale, bias = own_bias;
+                if (group != warp) scale = affine[group * 16], bias = affine[group * 16 + 1];
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    auto sum = [&](int tile, int at) {
+                        return (d[0][tile][at] + d[1][tile][at]) +
+                               (d[2][tile][at] + d[3][tile][at]);
+                    };
+                    const float4 v = make_float4(present(fmaf(sum(0, j), scale.x, bias.x)),
+                                                 present(fmaf(sum(0, 2 + j), scale.y, bias.y)),
+                                                 present(fmaf(sum(1, j), scale.z, bias.z)),
+                                                 present(fmaf(sum(1, 2 + j), scale.w, bias.w)));
+                    if (delay[j] < count)
+                        store_now(out[j] + out_at + group * columns * 8, v);
                 }
             }
-            if (k + 2 <= k_steps) {
-                const uint4 v = *(const uint4*)(b + k * 32);
-                N::multiply(d[0][0], a[k * 64], v.x, v.y);
-                N::multiply(d[0][1], a[k * 64 + 32], v.x, v.y);
-                N::multiply(d[1][0], a[k * 64 + 64], v.z, v.w);
-                N::multiply(d[1][1], a[k * 64 + 96], v.z, v.w);
-                k += 2;
-            }
-            if (k < k_steps) {
-                const uint2 v = *(const uint2*)(b + k * 32 - q * 8);
-                N::multiply(d[2][0], a[k * 64], v.x, v.y);
-                N::multiply(d[2][1], a[k * 64 + 32], v.x, v.y);
-            }
-            float4 scale = own_scale, bias = own_bias;
-            if (group != warp) scale = affine[group * 16], bias = affine[group * 16 + 1];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                auto sum = [&](int tile, int at) {
-                    return (d[0][tile][at] + d[1][tile][at]) + (d[2][tile][at] + d[3][tile][at]);
-                };
-                const float4 v = make_float4(present(fmaf(sum(0, j), scale.x, bias.x)),
-                                             present(fmaf(sum(0, 2 + j), scale.y, bias.y)),
-                                             present(fmaf(sum(1, j), scale.z, bias.z)),
-                                             present(fmaf(sum(1, 2 + j), scale.w, bias.w)));
-                if (delay[j] < count)
-                    store_now(out[j] + out_at + group * columns * 8, v);
-            }
+            __syncthreads();
         }
-        __syncthreads();
+        if (!p.turn || !follows((Turn*)p.turn, sequence, (unsigned*)shared + 12)) return;
+        ++sequence;
     }
 }
 
@@ -882,7 +931,8 @@ __device__ __forceinline__ void inputs(const RnnLatency& p, const Role& given, u
 
 // The f32 input [batch, steps, features] as words of eight columns beside sequence numbers.
 template <class N>
-__device__ __forceinline__ void stage(const RnnLatency& p, const Role& role, unsigned block) {
+__device__ __forceinline__ void stage(const RnnLatency& p, const Role& role, unsigned block,
+                                      unsigned* word_shared) {
     constexpr int WORD_UNITS = 4 / N::BYTES;
     const unsigned per_step = p.columns * role.words;
     const unsigned long long total = (unsigned long long)p.row_groups * p.steps * per_step;
@@ -890,40 +940,45 @@ __device__ __forceinline__ void stage(const RnnLatency& p, const Role& role, uns
     const float* const x = (const float*)role.source[0];
     unsigned sequence = 0;
     bool known = false;
-    for (unsigned long long i = (unsigned long long)block * blockDim.x + threadIdx.x; i < total;
-         i += 4 * stride) {
-        float v[4][2];
+    while (true) {
+        for (unsigned long long i = (unsigned long long)block * blockDim.x + threadIdx.x;
+             i < total; i += 4 * stride) {
+            float v[4][2];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const unsigned long long at = i + j * stride;
-            v[j][0] = v[j][1] = 0.0f;
-            if (at >= total) continue;
-            const unsigned word = at % role.words, column = at / role.words % p.columns;
-            const unsigned step = at / per_step % p.steps, row_group = at / per_step / p.steps;
-            const unsigned row = min(row_of(p, row_group, column), p.batch - 1);
-            const unsigned k = word * WORD_UNITS;
-            const float* from = x + (row * (unsigned long long)p.steps + step) * p.features + k;
-            // Host memory serves two reads of a line one after the other.
-            if (WORD_UNITS == 2 && p.features % 2 == 0 && k < p.features) {
-                const float2 both = *(const float2*)from;
-                v[j][0] = both.x;
-                v[j][1] = both.y;
-                continue;
+            for (int j = 0; j < 4; ++j) {
+                const unsigned long long at = i + j * stride;
+                v[j][0] = v[j][1] = 0.0f;
+                if (at >= total) continue;
+                const unsigned word = at % role.words, column = at / role.words % p.columns;
+                const unsigned step = at / per_step % p.steps, row_group = at / per_step / p.steps;
+                const unsigned row = min(row_of(p, row_group, column), p.batch - 1);
+                const unsigned k = word * WORD_UNITS;
+                const float* from = x + (row * (unsigned long long)p.steps + step) * p.features + k;
+                // Host memory serves two reads of a line one after the other.
+                if (WORD_UNITS == 2 && p.features % 2 == 0 && k < p.features) {
+                    load_fresh(v[j][0], v[j][1], from);
+                    continue;
+                }
+                if (k < p.features) v[j][0] = load_fresh(from);
+                if (WORD_UNITS == 2 && k + 1 < p.features) v[j][1] = load_fresh(from + 1);
             }
-            if (k < p.features) v[j][0] = from[0];
-            if (WORD_UNITS == 2 && k + 1 < p.features) v[j][1] = from[1];
+            if (!known) sequence = sequence_of(p);
+            known = true;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const unsigned long long at = i + j * stride;
+                if (at >= total) continue;
+                unsigned word;
+                if constexpr (N::BYTES == 2) word = N::pair(v[j][0], v[j][1]);
+                else word = N::one(v[j][0]);
+                store_now((unsigned long long*)role.hidden + at, word, sequence);
+            }
         }
+        if (!p.turn) return;
         if (!known) sequence = sequence_of(p);
         known = true;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const unsigned long long at = i + j * stride;
-            if (at >= total) continue;
-            unsigned word;
-            if constexpr (N::BYTES == 2) word = N::pair(v[j][0], v[j][1]);
-            else word = N::one(v[j][0]);
-            store_now((unsigned long long*)role.hidden + at, word, sequence);
-        }
+        if (!follows((Turn*)p.turn, sequence, word_shared)) return;
+        ++sequence;
     }
 }
 
@@ -936,52 +991,70 @@ __device__ __forceinline__ void head(const RnnLatency& p, const Role& role, unsi
     float* const h = (float*)(shared + 64);
     float* const kept = h + p.columns * width;
     const float* weights = (const float*)p.head_weights;
-    const unsigned sequence = sequence_of(p);
+    unsigned* const word = (unsigned*)shared + 12;
+    unsigned sequence = sequence_of(p);
     unsigned run = 0; // what the host knows this run by
     if (threadIdx.x == 0 && p.flag)
         asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(run) : "l"(p.header) : "memory");
+    unsigned arrivals = 0;
+    const unsigned launch = run;
+    const unsigned long long begun = p.turn ? nanoseconds() : 0;
     if (role.keep) {
         for (unsigned i = threadIdx.x; i < p.outputs * width; i += blockDim.x) kept[i] = weights[i];
         weights = kept;
     }
-    for (unsigned i = threadIdx.x; i < p.columns * width; i += blockDim.x) {
-        const unsigned column = i / width, side = i % width / p.hidden, unit = i % p.hidden;
-        const unsigned long long* at = (const unsigned long long*)role.last +
-            ((row_group * p.directions + side) * p.columns + column) * (unsigned long long)units +
-            unit;
-        unsigned long long v;
-        do v = load_now(at);
-        while ((unsigned)(v >> 32) != sequence);
-        h[i] = __uint_as_float((unsigned)v);
-    }
-    __syncthreads();
-    CLOCK(2)
-    for (unsigned i = warp; i < p.columns * p.outputs; i += warps) {
-        const unsigned column = i / p.outputs, n = i % p.outputs;
-        const unsigned row = row_of(p, row_group, column);
-        float sum = 0.0f;
-        for (unsigned k = lane; k < width; k += 32)
-            sum = fmaf(weights[n * width + k], h[column * width + k], sum);
-#pragma unroll
-        for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-        if (lane == 0 && row < p.batch)
-            ((float*)p.out)[row * (unsigned long long)p.outputs + n] =
-                sum + (p.head_bias ? ((const float*)p.head_bias)[n] : 0.0f);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        bool final = true;
-        if (p.row_groups > 1) {
-            __threadfence_system();
-            final = atomicAdd((unsigned*)p.arrivals, 1u) == p.row_groups - 1;
-            if (final) atomicExch((unsigned*)p.arrivals, 0u);
+    while (true) {
+        for (unsigned i = threadIdx.x; i < p.columns * width; i += blockDim.x) {
+            const unsigned column = i / width, side = i % width / p.hidden, unit = i % p.hidden;
+            const unsigned long long* at = (const unsigned long long*)role.last +
+                ((row_group * p.directions + side) * p.columns + column) *
+                (unsigned long long)units + unit;
+            unsigned long long v;
+            do v = load_now(at);
+            while ((unsigned)(v >> 32) != sequence);
+            h[i] = __uint_as_float((unsigned)v);
         }
-        if (final && p.epoch) *(unsigned*)p.epoch = sequence;
-        if (final && p.flag)
-            asm volatile("fence.acq_rel.sys; st.relaxed.sys.global.u32 [%0], %1;"
-                         :: "l"(p.flag), "r"(run) : "memory");
+        __syncthreads();
+        CLOCK(2)
+        for (unsigned i = warp; i < p.columns * p.outputs; i += warps) {
+            const unsigned column = i / p.outputs, n = i % p.outputs;
+            const unsigned row = row_of(p, row_group, column);
+            float sum = 0.0f;
+            for (unsigned k = lane; k < width; k += 32)
+                sum = fmaf(weights[n * width + k], h[column * width + k], sum);
+#pragma unroll
+            for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+            if (lane == 0 && row < p.batch)
+                ((float*)p.out)[row * (unsigned long long)p.outputs + n] =
+                    sum + (p.head_bias ? ((const float*)p.head_bias)[n] : 0.0f);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            bool final = true;
+            if (p.row_groups > 1) {
+                __threadfence_system();
+                final = atomicAdd((unsigned*)p.arrivals, 1u) == p.row_groups - 1;
+                if (final) atomicExch((unsigned*)p.arrivals, 0u);
+            }
+            if (final && p.epoch) *(unsigned*)p.epoch = sequence;
+            if (final && p.flag)
+                asm volatile("fence.acq_rel.sys; st.relaxed.sys.global.u32 [%0], %1;"
+                             :: "l"(p.flag), "r"(run) : "memory");
+        }
+        CLOCK(3)
+        if (!p.turn) return;
+        if (threadIdx.x == 0) {
+            // The only row group's head, the last block of the launch, conducts.
+            arrivals += p.others;
+            all_have_arrived((Turn*)p.turn, arrivals);
+            run = next_run((const RunHeader*)p.header, (unsigned*)p.left, launch, run, begun);
+            conduct((Turn*)p.turn, sequence, run != 0);
+            *word = run;
+        }
+        __syncthreads();
+        if (*word == 0) return;
+        ++sequence;
     }
-    CLOCK(3)
 }
 
 template <class N, int KS, bool ALONE>
@@ -997,7 +1070,7 @@ __device__ __forceinline__ void rnn_latency(const RnnLatency& p) {
     } else if (role.kind == RECURRENCE) {
         if (block < role.slices * p.row_groups) recurrence<N, KS, ALONE>(p, role, block, shared);
     } else if (role.kind == STAGE) {
-        if (block < role.phases) stage<N>(p, role, block);
+        if (block < role.phases) stage<N>(p, role, block, (unsigned*)shared + 12);
     } else if (block < p.row_groups) {
         head(p, role, block, shared);
     }

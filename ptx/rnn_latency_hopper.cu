@@ -31,7 +31,19 @@
 // fits a multiprocessor, and recurrences start when all have: now they take the row groups in
 // turn, from the middle of the window outwards where two directions are below. At 5's step H takes
 // 105 us less with 64 such blocks than with 32; 96 are no better at 7's.
-// Not faster: 2, 8 and 16 blocks a layer of a; and blocks of one row each, whose recurrence stays
+// 8 on other machines of the kind, two runs, p50 and p99:
+//                                                         a                        g
+//   7 again                                   30.2, 33.0; 30.6, 38.1   75.4, 81.0; 75.7, 81.6
+//   8. the launch lingers (`linger.cuh`;
+//      predicted 26.7 of a: without what a
+//      launch takes beyond a doorbell, and
+//      without the prologue)                  26.6, 29.5; 28.3, 32.4   73.0, 78.0; 73.6, 78.9
+// In the second run input blocks also waited for their weights after their inputs, not before.
+// b, h, G and H have more blocks than are resident at once, and do not linger.
+// Not faster: the first layer's input blocks reading the input from host memory themselves, without
+// STAGE (predicted a 0.8 us less for one way through level 2; found 2.0 more, lingering 1.9: rows
+// of 400 bytes share lines of host memory, which are then read twice, one after the other);
+// 2, 8 and 16 blocks a layer of a; and blocks of one row each, whose recurrence stays
 // in one multiprocessor (half2 products added up by an mma with ones, 13 warps for 100 units).
 // Predicted 240 ns a step, found 620: of about 1,200 cycles the products took 420 to 470 (a half2
 // instruction every two cycles, not every one), strong loads and stores of 13 warps about 240,

@@ -4,6 +4,7 @@
 use clap::{Args, Parser, Subcommand};
 use neural_forecast::Precision;
 use neural_forecast::calendar::Frequency;
+use neural_forecast::config::LINGER_US_MAX;
 use neural_forecast::device::DeviceChoice;
 use neural_forecast::frame::{Columns, Format, GapPolicy, ReadOptions};
 use neural_forecast::workloads::Mode;
@@ -116,6 +117,11 @@ pub struct RunArgs {
     /// Threads of the CPU engine [default: all that this process may use]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     pub threads: Option<u64>,
+    /// How long an NVIDIA GPU keeps the kernel of a whole forecast after an answer, so that the
+    /// next one needs no launch; holds multiprocessors and takes power meanwhile
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(LINGER_US_MAX)))]
+    pub linger: u32,
 }
 
 /// How the input is read.

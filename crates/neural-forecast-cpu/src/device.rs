@@ -231,7 +231,7 @@ impl Device for CpuDevice {
 
     fn kernel_counts(&self) -> Vec<KernelCount> {
         let counts = self.counters.snapshot().into_iter();
-        counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
+        counts.map(|(kernel, launches)| KernelCount { kernel, launches, lingering: 0 }).collect()
     }
 }
 

@@ -41,6 +41,12 @@ pub struct CudaOptions {
     pub unified_memory: bool,
     /// Whether programs of the latency class time their runs, at the cost of two events a run.
     pub timing: bool,
+    /// For how long the kernel of a program of the latency class that is a single kernel stays on
+    /// its multiprocessors after an answer, in microseconds, so that a run that follows sooner
+    /// needs no launch; 0 for not at all. Meanwhile it holds what it holds while it runs, and
+    /// takes power; other programs of the device, and memory calls, have it leave first. Not with
+    /// `timing`.
+    pub linger_us: u32,
 }
 
 /// Copy rates in bytes a second.
@@ -83,6 +89,8 @@ pub(crate) struct Shared {
     /// Priorities of streams for the throughput and the latency class.
     pub(crate) priorities: (i32, i32),
     pub(crate) timing: bool,
+    /// `CudaOptions::linger_us` in nanoseconds.
+    pub(crate) linger_ns: u32,
     /// Started when first needed.
     crew: OnceLock<Crew>,
     /// Found when first asked for; absent where the management library is.
@@ -124,6 +132,7 @@ impl CudaDevice {
             gpu,
             priorities,
             timing: options.timing,
+            linger_ns: options.linger_us.saturating_mul(1000),
             crew: OnceLock::new(),
             telemetry: OnceLock::new(),
             context,

@@ -36,6 +36,8 @@ pub(crate) struct Launch {
     /// Whether the kernel begins with `wait_for_earlier` (`ptx/dependent.cuh`), so that it may be
     /// started before the one ahead of it has ended.
     pub(crate) programmatic: bool,
+    /// Whether the kernel may stay on the device when its run is done (`ptx/linger.cuh`).
+    pub(crate) lingers: bool,
     /// The parameter struct's bytes, and zeros up to the next line.
     arguments: Vec<Line>,
     argument_bytes: usize,
@@ -74,6 +76,7 @@ impl Launch {
             shared_bytes: 0,
             cooperative: false,
             programmatic: false,
+            lingers: false,
             arguments: bytes.chunks(64).map(Line::of).collect(),
             argument_bytes: bytes.len(),
         }
@@ -101,6 +104,12 @@ impl Launch {
     /// `wait_for_earlier` of `ptx/dependent.cuh`. Where the GPU or the driver cannot, as usual.
     pub(crate) fn programmatic(mut self) -> Self {
         self.programmatic = true;
+        self
+    }
+
+    /// Staying on the device for a while when its run is done.
+    pub(crate) fn lingers(mut self) -> Self {
+        self.lingers = true;
         self
     }
 

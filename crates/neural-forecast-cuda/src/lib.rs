@@ -11,6 +11,7 @@ pub mod dry;
 pub mod gpu;
 mod image;
 mod launch;
+mod linger;
 mod program;
 mod resident;
 mod staging;

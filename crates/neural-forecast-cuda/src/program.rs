@@ -11,8 +11,11 @@
 //! unless inputs or outputs are larger still. Throughput class: inputs go to the device as they are
 //! written and stay there; outputs come back by the copy engine; completion is an event.
 //!
-//! Every run is a graph, also one of a single kernel: launching it takes 1.0 µs of the host where
-//! launching the kernel takes 2.4 (H200, 2026-11-21), and its tail is shorter.
+//! A whole-forecast kernel may linger (`crate::linger`): then a run that follows soon is not
+//! launched at all, but asked for by its number in the header.
+//!
+//! Every other run is a graph, also one of a single kernel: launching it takes 1.0 µs of the host
+//! where launching the kernel takes 2.4 (H200, 2026-11-21), and its tail is shorter.
 //!
 //! A graph cannot be stopped between its nodes, so a long program is several graphs, each of about
 //! a yield interval. A run that can be cancelled has at most two of them enqueued; its states are
@@ -20,6 +23,7 @@
 //! in between all the same: its blocks are placed before those of lower priority as
 //! multiprocessors become free.
 
+mod capture;
 mod pages;
 mod write;
 
@@ -31,18 +35,20 @@ use std::time::{Duration, Instant};
 use neural_forecast_runtime::arena::{ALIGNMENT, ArenaPlan, MemoryLine};
 use neural_forecast_runtime::counters::Runs;
 use neural_forecast_runtime::device::{
-    Cancel, Data, KernelClass, Program, ProgramInfo, Request, Residency, Run, YIELD_US_MAX,
+    Cancel, Data, KernelClass, Program, ProgramInfo, Request, Residency, Run,
 };
 use neural_forecast_runtime::plan::{DType, Entry, StateId, ValueId, sizes};
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
-use crate::driver::{DeviceMemory, Event, Function, Graph, Stream};
+use crate::driver::{DeviceMemory, Event, Graph, Stream};
 use crate::launch::Launch;
+use crate::linger::{Guest, Seen};
 use crate::resident::Shared;
 use crate::step::gemm::Element;
 use crate::step::whole::Whole;
 use crate::step::{Build, Loaded, Places, value_elements};
 use crate::surround::{self, Announcement, NewState, Region};
+use capture::{graphs, is_resident, segments};
 use pages::{Pages, bytes_of, stage_chunk};
 
 /// Bytes of inputs, and of outputs, up to which the latency class moves them by kernels through
@@ -165,14 +171,24 @@ impl Source<'_> {
         whole: &[Box<dyn Whole>],
         room: &mut Reservation,
     ) -> Result<Option<Compiled>, DeviceError> {
-        let pages = self.pages.addresses();
+        let gpu = &self.shared.gpu;
+        // Marks in the stream would wait for a kernel that lingers.
+        let lingers = gpu.linger_ns > 0 && !gpu.timing && gpu.gpu.cooperative;
+        let mut pages = self.pages.addresses(lingers);
         let mut places = Places { header: pages.header, ..self.places() };
         for kernel in whole {
             let mut sizing = self.build(&places);
             if !kernel.build(&mut sizing, &pages)? {
                 continue;
             }
-            let (_, scratch, persistent) = sizing.finish();
+            let (mut launches, mut scratch, mut persistent) = sizing.finish();
+            if !launches.iter().all(|launch| !launch.lingers || is_resident(gpu, launch)) {
+                pages.left = None;
+                let mut sizing = self.build(&places);
+                kernel.build(&mut sizing, &pages)?;
+                (launches, scratch, persistent) = sizing.finish();
+            }
+            drop(launches);
             let memory = self.work_memory(&mut places, (scratch, persistent), room)?;
             let mut build = self.build(&places);
             kernel.build(&mut build, &pages)?;
@@ -382,6 +398,8 @@ struct Flying {
     launched: usize,
     cancel: Option<Cancel>,
     cancelled: bool,
+    /// Whether no launch was made, because the kernel lingered.
+    rung: bool,
 }
 
 /// Where a program is between `submit` and `wait`.
@@ -410,6 +428,8 @@ pub(crate) struct CudaProgram {
     turns: Option<(Event, Event)>,
     /// Before the first kernel, after the last, after the copies.
     marks: Option<(Event, Event, Event)>,
+    /// Of a kernel that may linger.
+    guest: Option<Arc<Guest>>,
     pages: Pages,
     memory: Vec<DeviceMemory>,
     inputs: Vec<usize>,
@@ -480,6 +500,9 @@ impl CudaProgram {
         let marks = if timed { Some((event()?, event()?, event()?)) } else { None };
         let kernels = compiled.launches.iter().map(|launch| launch.counter.as_str());
         let runs = gpu.counters.program(kernels);
+        let lingers = compiled.launches.iter().any(|launch| launch.lingers);
+        let guest = lingers.then(|| Arc::new(Guest::new(pages.words())));
+        guest.iter().for_each(|guest| gpu.context.guests.add(guest));
         info.memory = std::mem::take(&mut room.lines);
         let inputs = entry.inputs.iter();
         Ok(CudaProgram {
@@ -491,6 +514,7 @@ impl CudaProgram {
             stream,
             turns,
             marks,
+            guest,
             pages,
             memory: compiled.memory,
             inputs: compiled.inputs,
@@ -530,8 +554,16 @@ impl CudaProgram {
 
     /// Enqueues a segment, and after the last one what comes then.
     fn launch_segment(&self, i: usize) -> Result<(), DeviceError> {
-        let stream = &self.stream;
-        self.segments[i].launch(stream)?;
+        let (stream, guests) = (&self.stream, &self.room.shared.gpu.context.guests);
+        match &self.guest {
+            Some(guest) => {
+                guests.launch(guest, self.sequence, || self.segments[i].launch(stream))?;
+            }
+            None => {
+                let _asked = guests.ask_all();
+                self.segments[i].launch(stream)?;
+            }
+        }
         if i + 1 < self.segments.len() {
             return match &self.turnstile {
                 Some(ends) => ends[i % 2].record(stream),
@@ -593,6 +625,17 @@ impl CudaProgram {
             self.yield_turn()?;
             return Err(cancelled());
         }
+        if let (Some(guest), true) = (&self.guest, flying.rung) {
+            match guest.look(self.sequence) {
+                Seen::Answered => return Ok(Some(())),
+                Seen::Waiting => {}
+                Seen::Gone => {
+                    (flying.rung, flying.launched) = (false, 0);
+                    self.advance(flying)?;
+                    self.runs.count();
+                }
+            }
+        }
         match &self.marks {
             Some((_, _, copied)) if !self.announced => Ok(copied.is_done()?.then_some(())),
             _ if self.has_announced() => Ok(Some(())),
@@ -605,6 +648,11 @@ impl CudaProgram {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether a run is in flight that was asked for without a launch.
+    fn is_rung(&self) -> bool {
+        matches!(&self.flight, Flight::Flying(flying) if flying.rung)
     }
 
     fn copy_outputs(&self) -> Result<(), DeviceError> {
@@ -625,6 +673,13 @@ impl CudaProgram {
     fn look_after(&self) -> Result<(), DeviceError> {
         if !self.stream.is_done()? || self.has_announced() {
             return Ok(());
+        }
+        if let Some(guest) = &self.guest {
+            // It has just left, and somebody looks again.
+            if guest.look(self.sequence) == Seen::Gone && self.is_rung() {
+                return Ok(());
+            }
+            guest.forget();
         }
         let name = &self.info.request.entry.name();
         let message = format!("the run of `{name}` ended without announcing it");
@@ -655,6 +710,9 @@ impl CudaProgram {
         if result.is_ok() {
             self.ran = self.rows;
         }
+        if self.is_rung() {
+            self.runs.count_lingering();
+        }
         self.copying = false;
         self.flight = Flight::Landed(result);
     }
@@ -662,36 +720,6 @@ impl CudaProgram {
 
 fn cancelled() -> DeviceError {
     DeviceError::new(DeviceErrorKind::Cancelled, "before the run's end")
-}
-
-/// How many graphs a program is, so that each takes about a yield interval. An estimate: a third
-/// of the peak, and 2 µs a launch at least.
-fn segments(info: &ProgramInfo, shared: &Shared, launches: usize) -> usize {
-    let peak = shared.gpu.capabilities.peak(info.precision).unwrap_or(1e13);
-    let us = (info.flops as f64 / peak * 3e6).max(2.0 * launches as f64);
-    ((us / YIELD_US_MAX as f64) as usize).clamp(1, launches.max(1))
-}
-
-/// The launches as so many graphs.
-fn graphs(
-    shared: &Shared,
-    launches: &[Launch],
-    parts: usize,
-    stream: &Stream,
-) -> Result<Vec<Graph>, DeviceError> {
-    let gpu = &shared.gpu;
-    let mut kernels = Vec::new();
-    for launch in launches {
-        let function = gpu.images.function(launch)?;
-        function.permit(launch, &gpu.gpu)?;
-        kernels.push((function, launch));
-    }
-    let graph = |kernels: &[(Function, &Launch)]| {
-        stream.capture(|stream| {
-            kernels.iter().try_for_each(|(function, launch)| function.launch(launch, stream))
-        })
-    };
-    kernels.chunks(kernels.len().div_ceil(parts).max(1)).map(graph).collect()
 }
 
 impl Program for CudaProgram {
@@ -717,18 +745,23 @@ impl Program for CudaProgram {
         }
         self.info.check_run(run, self.slots);
         if run.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            self.guest.iter().for_each(|guest| guest.ask());
             self.flight = Flight::Landed(Err(cancelled()));
             return Ok(());
         }
+        let rung = self.guest.as_ref().is_some_and(|guest| guest.is_here());
         // 0 is what the flag holds before the first run.
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.rows = run.rows;
-        self.pages.set_header(self.sequence, run);
-        self.launch_begin()?;
+        self.pages.set_header(self.sequence, run, self.room.shared.gpu.linger_ns);
         let (checked, cancel) = (Instant::now(), run.cancel.clone());
-        let mut flying = Flying { checked, launched: 0, cancel, cancelled: false };
-        self.advance(&mut flying)?;
-        self.runs.count();
+        let launched = if rung { self.segments.len() } else { 0 };
+        let mut flying = Flying { checked, launched, cancel, cancelled: false, rung };
+        if !rung {
+            self.launch_begin()?;
+            self.advance(&mut flying)?;
+            self.runs.count();
+        }
         self.flight = Flight::Flying(flying);
         Ok(())
     }
@@ -785,7 +818,8 @@ impl Program for CudaProgram {
 impl Drop for CudaProgram {
     fn drop(&mut self) {
         // Kernels and copies may still use the memory that goes now. Where the device is lost,
-        // nothing runs any more.
+        // nothing runs any more. Another program's kernel that lingers may be ahead in the stream.
+        drop(self.room.shared.gpu.context.guests.ask_all());
         let _ = self.stream.synchronize();
     }
 }

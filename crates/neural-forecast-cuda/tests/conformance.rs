@@ -36,6 +36,14 @@ fn widened(precision: Precision) -> f64 {
     }
 }
 
+/// Programs of all sizes whose kernels stay on the device where they can, and make room for others.
+#[test]
+fn every_op_where_kernels_linger() {
+    let options = CudaOptions { linger_us: 100, ..CudaOptions::default() };
+    let Some(device) = device_or_skip("cuda", CudaDevice::open(0, options)) else { return };
+    check(&device, Precision::F16, &wanted());
+}
+
 fn check(device: &CudaDevice, precision: Precision, cases: &[Case]) {
     let more = widened(precision);
     let cases: Vec<Case> = cases.iter().map(|case| case.widened(more)).collect();

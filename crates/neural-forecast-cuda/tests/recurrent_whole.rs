@@ -131,11 +131,134 @@ fn forecasts_of_every_width() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// How often the kernels of whole recurrences were launched, and how often they served without.
+fn served(device: &CudaDevice) -> (u64, u64) {
+    let counts = device.kernel_counts();
+    let whole = counts.iter().filter(|count| count.kernel.starts_with("rnn_whole"));
+    whole.fold((0, 0), |(launches, lingering), count| {
+        (launches + count.launches, lingering + count.lingering)
+    })
+}
+
+/// Forecasts of a device whose kernels linger, and of one whose kernels do not, with pauses around
+/// the time that they linger: the same bits, each served once.
+fn forecasts_with_pauses(device: &CudaDevice, linger_us: u32, shape: Shape, forecasts: usize) {
+    const WINDOWS: usize = 16;
+    let options = CudaOptions { linger_us, ..CudaOptions::default() };
+    let lingering = CudaDevice::open(0, options).expect("it opened before");
+    let case = forecaster(Cell::Lstm, shape);
+    let mut plain = program(device, &case, Precision::F16, 0);
+    let mut kept = program(&lingering, &case, Precision::F16, 0);
+    let each = plain.info().input_elements[0].0;
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let forecast = |program: &mut dyn Program, x: &[f32]| {
+        let mut y = vec![f32::NAN; program.info().output_elements[0].0];
+        program.write(0, Data::F32(x));
+        let run = Run { rows: shape.rows, slots: &[], cancel: None };
+        program.submit(&run).expect("submitted");
+        program.wait().expect("the run succeeds");
+        program.read(0, &mut y).expect("read");
+        y
+    };
+    let unit = |bits: u64| (bits >> 40) as f32 / (1 << 23) as f32 - 1.0;
+    let windows: Vec<Vec<f32>> =
+        (0..WINDOWS).map(|_| (0..each).map(|_| unit(random())).collect()).collect();
+    let expected: Vec<Vec<f32>> = windows.iter().map(|x| forecast(plain.as_mut(), x)).collect();
+    let before = served(&lingering);
+    for i in 0..forecasts {
+        // None, or up to twice the time that it lingers; those near it most often.
+        let pause = match random() % 4 {
+            0 => 0,
+            1 => random() % (2 * u64::from(linger_us) + 1),
+            _ => u64::from(linger_us) + random() % 9 - 4,
+        };
+        let begun = Instant::now();
+        while begun.elapsed().as_nanos() < u128::from(pause) * 1000 {
+            std::hint::spin_loop();
+        }
+        let window = (random() % WINDOWS as u64) as usize;
+        let found = forecast(kept.as_mut(), &windows[window]);
+        let same = found.iter().zip(&expected[window]).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{}: forecast {i}: {found:?}, not {:?}", case.name, expected[window]);
+    }
+    let after = served(&lingering);
+    let (launches, without) = (after.0 - before.0, after.1 - before.1);
+    println!("{}: {launches} launches, {without} without", case.name);
+    assert_eq!(launches + without, forecasts as u64, "each is one or the other");
+    assert!(launches > 0, "{}: pauses are longer than it lingers", case.name);
+    // More blocks than the GPU holds at once cannot stay.
+    let small = shape.hidden * shape.layers * shape.directions <= 512;
+    assert!(!small || without > 0, "{}: never lingered", case.name);
+}
+
+#[test]
+fn lingering_changes_no_bits() {
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
+    let narrow = Shape { rows: 3, time: 7, features: 5, hidden: 33, ..LSTM_A };
+    let short = Shape { rows: 8, time: 2, features: 3, hidden: 100, layers: 1, ..LSTM_A };
+    let odd = Shape { rows: 2, time: 5, layers: 3, ..LSTM_A };
+    for shape in [LSTM_A, LSTM_B, GUIDE_128, GUIDE_256, narrow, short, odd] {
+        forecasts_with_pauses(&device, 20, shape, 1000);
+    }
+}
+
+#[test]
+#[ignore = "takes a while"]
+fn a_hundred_thousand_forecasts_with_pauses() {
+    let opened = CudaDevice::open(0, CudaOptions::default());
+    let Some(device) = device_or_skip("cuda", opened) else { return };
+    forecasts_with_pauses(&device, 10, LSTM_A, 100_000);
+}
+
+/// Programs that linger take turns, and none of them keeps another, or memory calls, waiting.
+#[test]
+fn kernels_that_linger_make_room() {
+    let options = CudaOptions { linger_us: 5000, ..CudaOptions::default() };
+    let Some(device) = device_or_skip("cuda", CudaDevice::open(0, options)) else { return };
+    let cases = [LSTM_A, GUIDE_128].map(|shape| forecaster(Cell::Lstm, shape));
+    let programs = || {
+        let new = |case: &Case| program(&device, case, Precision::F16, 0);
+        cases.iter().map(new).collect::<Vec<Box<dyn Program>>>()
+    };
+    let mut kept = programs();
+    let expected: Vec<Vec<f32>> =
+        kept.iter_mut().zip(&cases).map(|(p, case)| run(p.as_mut(), case, 0..1)).collect();
+    let begun = Instant::now();
+    for i in 0..50 {
+        // New programs allocate; old ones are dropped while they linger.
+        let mut fresh = programs();
+        for _ in 0..3 {
+            for (j, case) in cases.iter().enumerate() {
+                assert_eq!(run(kept[j].as_mut(), case, 0..1), expected[j], "{i}: {}", case.name);
+                assert_eq!(run(fresh[j].as_mut(), case, 0..1), expected[j], "{i}: {}", case.name);
+            }
+        }
+        if i % 2 == 0 {
+            kept = fresh;
+        }
+    }
+    println!("{:.1} ms a round", begun.elapsed().as_secs_f64() * 20.0);
+}
+
 #[test]
 #[ignore = "prints times, for a GPU that does nothing else"]
 fn times_of_the_workloads() {
-    let opened = CudaDevice::open(0, CudaOptions::default());
-    let Some(device) = device_or_skip("cuda", opened) else { return };
+    for linger_us in [0, 200] {
+        let options = CudaOptions { linger_us, ..CudaOptions::default() };
+        let Some(device) = device_or_skip("cuda", CudaDevice::open(0, options)) else { return };
+        println!("lingering for {linger_us} us");
+        times(&device);
+    }
+}
+
+fn times(device: &CudaDevice) {
     let workloads = [
         ("lstm_a", LSTM_A),
         ("lstm_a, twice the steps", Shape { time: 100, ..LSTM_A }),
@@ -147,7 +270,7 @@ fn times_of_the_workloads() {
     ];
     for (name, shape) in workloads {
         let case = forecaster(Cell::Lstm, shape);
-        let mut program = program(&device, &case, Precision::F16, 0);
+        let mut program = program(device, &case, Precision::F16, 0);
         let x: Vec<f32> = case.inputs[0].1.data.iter().map(|&x| x as f32).collect();
         let mut y = vec![0.0; program.info().output_elements[0].0];
         let mut once = |program: &mut dyn Program| {
@@ -162,9 +285,15 @@ fn times_of_the_workloads() {
         for _ in 0..300 {
             once(program.as_mut());
         }
-        let mut times: Vec<f64> = (0..2000).map(|_| once(program.as_mut())).collect();
+        let before = served(device);
+        let mut times: Vec<f64> = (0..4000).map(|_| once(program.as_mut())).collect();
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
-        println!("{name}: p50 {:.1} us, p99 {:.1}, max {:.1}", at(0.5), at(0.99), at(1.0));
+        let [p50, p99, p999, most] = [0.5, 0.99, 0.999, 1.0].map(at);
+        let launches = served(device).0 - before.0;
+        println!(
+            "{name}: p50 {p50:.1} us, p99 {p99:.1}, p99.9 {p999:.1}, max {most:.1}, {launches} \
+             launches"
+        );
     }
 }

@@ -19,8 +19,15 @@ pub struct Counters {
 #[derive(Debug, Default)]
 struct Known {
     programs: Vec<Weak<Runs>>,
-    /// What programs that are gone launched.
-    past: BTreeMap<String, u64>,
+    /// What programs that are gone launched, and served without a launch.
+    past: BTreeMap<String, Count>,
+}
+
+/// Of one kernel: launches, and runs that it served without one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    launches: u64,
+    lingering: u64,
 }
 
 /// The runs of one program, and what each launches.
@@ -28,6 +35,7 @@ struct Known {
 pub struct Runs {
     launches: BTreeMap<String, u64>,
     runs: AtomicU64,
+    lingering: AtomicU64,
     counters: Arc<Counters>,
 }
 
@@ -43,8 +51,12 @@ impl Counters {
         for kernel in kernels {
             *launches.entry(kernel.to_owned()).or_insert(0) += 1;
         }
-        let runs = Runs { launches, runs: AtomicU64::new(0), counters: Arc::clone(self) };
-        let runs = Arc::new(runs);
+        let runs = Arc::new(Runs {
+            launches,
+            runs: AtomicU64::new(0),
+            lingering: AtomicU64::new(0),
+            counters: Arc::clone(self),
+        });
         self.lock().programs.push(Arc::downgrade(&runs));
         runs
     }
@@ -59,7 +71,13 @@ impl Counters {
         };
         alive.iter().for_each(|runs| runs.add_to(&mut counts));
         let counts = counts.into_iter();
-        counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
+        counts
+            .map(|(kernel, Count { launches, lingering })| KernelCount {
+                kernel,
+                launches,
+                lingering,
+            })
+            .collect()
     }
 }
 
@@ -69,10 +87,18 @@ impl Runs {
         self.runs.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn add_to(&self, counts: &mut BTreeMap<String, u64>) {
+    /// Counts a run that the program's kernels served because they were still on the device.
+    pub fn count_lingering(&self) {
+        self.lingering.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add_to(&self, counts: &mut BTreeMap<String, Count>) {
         let runs = self.runs.load(Ordering::Relaxed);
-        for (kernel, launches) in self.launches.iter().filter(|_| runs > 0) {
-            *counts.entry(kernel.clone()).or_insert(0) += launches * runs;
+        let lingering = self.lingering.load(Ordering::Relaxed);
+        for (kernel, launches) in self.launches.iter().filter(|_| runs + lingering > 0) {
+            let count = counts.entry(kernel.clone()).or_default();
+            count.launches += launches * runs;
+            count.lingering += launches * lingering;
         }
     }
 }
@@ -97,11 +123,12 @@ mod tests {
         first.count();
         first.count();
         second.count();
+        second.count_lingering();
         let counts = |counters: &Counters| {
             let counts = counters.snapshot().into_iter();
-            counts.map(|count| (count.kernel, count.launches)).collect::<Vec<_>>()
+            counts.map(|count| (count.kernel, count.launches, count.lingering)).collect::<Vec<_>>()
         };
-        let expected = [("a".to_owned(), 4), ("b".to_owned(), 3)];
+        let expected = [("a".to_owned(), 4, 0), ("b".to_owned(), 3, 1)];
         assert_eq!(counts(&counters), expected);
         drop(first);
         assert_eq!(counts(&counters), expected);

@@ -551,13 +551,15 @@ impl Cancel {
     }
 }
 
-/// A kernel's name and how often it was launched since its device opened.
+/// A kernel's name and how often it served since its device opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelCount {
     /// `{op}-{tier}-{dtype}`.
     pub kernel: String,
     /// Launches.
     pub launches: u64,
+    /// Runs that it served without a launch, because it had stayed on the device.
+    pub lingering: u64,
 }
 
 /// An opened device.

@@ -289,7 +289,13 @@ impl Device for RecordingDevice {
     fn kernel_counts(&self) -> Vec<KernelCount> {
         let ledger = self.shared.ledger();
         let counts = ledger.launches.iter();
-        counts.map(|(kernel, &launches)| KernelCount { kernel: kernel.clone(), launches }).collect()
+        counts
+            .map(|(kernel, &launches)| KernelCount {
+                kernel: kernel.clone(),
+                launches,
+                lingering: 0,
+            })
+            .collect()
     }
 }
 

@@ -33,7 +33,15 @@ pub struct GPUConfig {
     /// A folder to keep the pipelines of a WebGPU adapter in, compiled, where its driver hands them
     /// out. It must be as trusted as the program itself.
     pub pipeline_folder: Option<PathBuf>,
+    /// For how long a kernel that computes a whole forecast stays on an NVIDIA device after an
+    /// answer, in microseconds, at most [`LINGER_US_MAX`]: a forecast that follows sooner needs no
+    /// launch. 0, the default, for not at all: it pays only where forecasts follow one another
+    /// closely, and meanwhile the kernel holds up to half of the device and takes power.
+    pub linger_us: u32,
 }
+
+/// Longest time that a kernel may linger: beyond that a launch no longer matters.
+pub const LINGER_US_MAX: u32 = 5_000;
 
 impl GPUConfig {
     /// Checks what can be checked without a device.
@@ -43,6 +51,11 @@ impl GPUConfig {
     pub fn validate(&self) -> Result<()> {
         if self.memory_limit == Some(0) {
             return Err(config("`memory_limit` is 0 bytes, expected at least 1"));
+        }
+        if self.linger_us > LINGER_US_MAX {
+            let linger = self.linger_us;
+            let message = format!("`linger_us` is {linger}, expected at most {LINGER_US_MAX}");
+            return Err(config(message));
         }
         let known = ["vulkan", "metal", "dx12"];
         match self.preferred_backend.as_deref() {

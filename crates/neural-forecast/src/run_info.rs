@@ -22,8 +22,10 @@ pub struct RunInfo {
     pub model_hash: String,
     /// Why the CPU stands in for another device; `None` where it does not.
     pub fallback: Option<String>,
-    /// Launches of each kernel, as `{"gemm-avx512-f32": 3}` in JSON. A device counts for all its
-    /// users, so runs of other threads at the same time are in here too. Empty where nobody asked.
+    /// Launches of each kernel, as `{"gemm-avx512-f32": 3}` in JSON, and beside them as
+    /// `"rnn_whole-latency-f16 lingering"` the runs that one served without a launch. A device
+    /// counts for all its users, so runs of other threads at the same time are in here too. Empty
+    /// where nobody asked.
     #[serde(serialize_with = "launches")]
     pub kernels: Vec<KernelCount>,
 }
@@ -31,15 +33,20 @@ pub struct RunInfo {
 /// What was launched between two readings of a device's counters.
 pub fn launched(before: &[KernelCount], after: &[KernelCount]) -> Vec<KernelCount> {
     let earlier = |kernel: &str| {
-        before.iter().find(|count| count.kernel == kernel).map_or(0, |count| count.launches)
+        let known = before.iter().find(|count| count.kernel == kernel);
+        known.map_or((0, 0), |count| (count.launches, count.lingering))
     };
     after
         .iter()
-        .map(|count| KernelCount {
-            kernel: count.kernel.clone(),
-            launches: count.launches.saturating_sub(earlier(&count.kernel)),
+        .map(|count| {
+            let (launches, lingering) = earlier(&count.kernel);
+            KernelCount {
+                kernel: count.kernel.clone(),
+                launches: count.launches.saturating_sub(launches),
+                lingering: count.lingering.saturating_sub(lingering),
+            }
         })
-        .filter(|count| count.launches > 0)
+        .filter(|count| count.launches + count.lingering > 0)
         .collect()
 }
 
@@ -114,9 +121,13 @@ fn class_name<S: Serializer>(class: &KernelClass, s: S) -> Result<S::Ok, S::Erro
 }
 
 fn launches<S: Serializer>(kernels: &[KernelCount], s: S) -> Result<S::Ok, S::Error> {
-    let mut map = s.serialize_map(Some(kernels.len()))?;
+    let mut map = s.serialize_map(None)?;
     for count in kernels {
         map.serialize_entry(&count.kernel, &count.launches)?;
+        if count.lingering > 0 {
+            let name = format!("{} lingering", count.kernel);
+            map.serialize_entry(&name, &count.lingering)?;
+        }
     }
     map.end()
 }
@@ -126,7 +137,7 @@ mod tests {
     use super::*;
 
     fn count(kernel: &str, launches: u64) -> KernelCount {
-        KernelCount { kernel: kernel.into(), launches }
+        KernelCount { kernel: kernel.into(), launches, lingering: 0 }
     }
 
     #[test]
@@ -163,12 +174,16 @@ mod tests {
             kernel_class: KernelClass::Latency,
             model_hash: "00ff".into(),
             fallback: None,
-            kernels: vec![count("gemm-avx2-bf16", 7)],
+            kernels: vec![
+                count("gemm-avx2-bf16", 7),
+                KernelCount { lingering: 2, ..count("rnn", 1) },
+            ],
         };
         let json = serde_json::to_string(&info).unwrap();
         let expected = concat!(
             r#"{"device":"cpu","precision":"bf16","kernel_class":"latency","#,
-            r#""model_hash":"00ff","fallback":null,"kernels":{"gemm-avx2-bf16":7}}"#
+            r#""model_hash":"00ff","fallback":null,"kernels":{"gemm-avx2-bf16":7,"#,
+            r#""rnn":1,"rnn lingering":2}}"#
         );
         assert_eq!(json, expected);
     }

@@ -5,10 +5,11 @@ use crate::args::BenchArgs;
 use crate::failure::Outcome;
 use neural_forecast::workloads::{BenchOptions, BenchResult, run_each};
 
-const COLUMNS: usize = 13;
+const COLUMNS: usize = 14;
 
 /// `other us`: with windows and forecasts on the device in the full-window mode, from host memory
-/// to host memory in throughput; `-` where device and host share memory.
+/// to host memory in throughput; `-` where device and host share memory. `lingering`: runs that
+/// kernels served without a launch, of those of the row's first clock and its warm-up.
 const HEADER: [&str; COLUMNS] = [
     "workload",
     "batch",
@@ -23,6 +24,7 @@ const HEADER: [&str; COLUMNS] = [
     "watts",
     "error",
     "runs",
+    "lingering",
 ];
 
 /// Measures and prints.
@@ -32,6 +34,7 @@ pub(super) fn run(args: &BenchArgs) -> Outcome {
         batches: args.batch.map(count).into_iter().collect(),
         device: args.run.device,
         threads: args.run.threads.map(count),
+        linger_us: args.run.linger,
         precisions: vec![args.run.precision],
         modes: vec![args.mode],
         seconds: args.seconds,
@@ -77,6 +80,7 @@ fn cells(result: &BenchResult) -> [String; COLUMNS] {
         or_none(result.power_watts, 0),
         result.error_max.map_or_else(|| "-".to_string(), |error| format!("{error:.1e}")),
         result.latency.runs.to_string(),
+        result.runs_lingering.to_string(),
     ]
 }
 

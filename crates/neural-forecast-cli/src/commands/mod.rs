@@ -41,7 +41,9 @@ fn device_options(threads: Option<u64>) -> DeviceOptions {
 }
 
 fn open_device(args: &RunArgs) -> Result<OpenDevice> {
-    device::open(args.device, &device_options(args.threads))
+    let mut options = device_options(args.threads);
+    options.gpu.linger_us = args.linger;
+    device::open(args.device, &options)
 }
 
 /// Prints to standard output at once, so that a failure before leaves nothing there.

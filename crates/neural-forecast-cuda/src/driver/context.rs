@@ -11,6 +11,7 @@ use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 use super::error::{describe, kind};
 use super::library::{Code, Library};
 use crate::gpu::Gpu;
+use crate::linger::Guests;
 
 /// Attributes of a device by the driver's numbers.
 pub(crate) mod attribute {
@@ -57,6 +58,8 @@ pub(crate) struct Context {
     /// Device bytes in use, and how many allocations the driver was asked for.
     pub(super) used: AtomicU64,
     pub(super) allocations: AtomicU64,
+    /// Kernels that linger: asked to leave before the driver waits for the device.
+    pub(crate) guests: Guests,
     /// Freed device memory by size.
     pub(super) pool: Mutex<BTreeMap<usize, Vec<u64>>>,
 }
@@ -187,6 +190,7 @@ impl Context {
             policy,
             used: AtomicU64::new(0),
             allocations: AtomicU64::new(0),
+            guests: Guests::default(),
             pool: Mutex::new(BTreeMap::new()),
         }))
     }

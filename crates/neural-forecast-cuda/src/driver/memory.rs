@@ -194,6 +194,7 @@ impl DeviceMemory {
 
 fn allocate(context: &Context, bytes: usize, owner: &str) -> Result<u64, DeviceError> {
     let library = context.enter()?;
+    let _asked = context.guests.ask_all();
     context.allocations.fetch_add(1, Ordering::Relaxed);
     let mut address = 0;
     let code = if context.policy.managed {
@@ -221,6 +222,8 @@ impl Drop for DeviceMemory {
             self.context.pool().entry(self.bytes).or_default().push(self.address);
             return;
         }
+        // The driver waits for the device.
+        let _asked = self.context.guests.ask_all();
         let library = self.context.enter_to_free();
         // SAFETY: allocated in `new`, freed once; owners wait for the work that uses it before
         // they drop it, and the driver waits for the device besides.
@@ -260,10 +263,12 @@ impl HostMemory {
         let bytes = bytes.max(1).next_multiple_of(4096);
         let flags = PORTABLE | DEVICEMAP | if write_combined { WRITECOMBINED } else { 0 };
         let library = context.enter()?;
+        let asked = context.guests.ask_all();
         context.allocations.fetch_add(1, Ordering::Relaxed);
         let mut at = std::ptr::null_mut();
         // SAFETY: the pointer is to a local.
         let code = unsafe { (library.cuMemHostAlloc)(&raw mut at, bytes, flags) };
+        drop(asked);
         context.check(code, || format!("{owner} need {bytes} bytes of pinned host memory"))?;
         let mut memory = HostMemory { context: Arc::clone(context), at, device: 0, bytes };
         // SAFETY: the memory was just allocated with this length.

@@ -3,6 +3,7 @@
 //! Starts no copy and launches nothing.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use neural_forecast_runtime::DeviceError;
@@ -11,13 +12,16 @@ use neural_forecast_runtime::device::{Data, ProgramInfo, Run};
 
 use super::Reservation;
 use crate::driver::HostMemory;
+use crate::linger::Words;
 use crate::staging;
 use crate::step::gemm::Element;
 use crate::step::whole::HostPages;
 use crate::surround::{STAGE_CHUNKS, STAGE_FLAG_BYTES};
 
-/// Bytes of the run header before the slots; mirrors `ptx/run.cuh`.
+/// Bytes of the run header before the slots; mirrors `ptx/run.cuh`: sequence number, rows, the
+/// launch that is to leave, how long a launch lingers.
 const HEADER_BYTES: usize = 16;
+const LEAVE: usize = 8;
 
 /// Numbers from which the processor's caches are passed by.
 const STREAMED_MIN: usize = (256 << 10) / 4;
@@ -25,8 +29,10 @@ const STREAMED_MIN: usize = (256 << 10) / 4;
 /// The program's pinned host memory: header, flag, inputs, outputs, each aligned.
 #[derive(Debug)]
 pub(super) struct Pages {
-    pub(super) memory: HostMemory,
+    pub(super) memory: Arc<HostMemory>,
     pub(super) flag: usize,
+    /// Where a launch that lingered says that it left.
+    left: usize,
     /// Flags of the chunks of each input.
     pub(super) stages: Vec<usize>,
     pub(super) header_bytes: usize,
@@ -49,36 +55,40 @@ impl Pages {
             at
         };
         place(header_bytes);
-        let flag = place(4);
+        let (flag, left) = (place(4), place(4));
         let all = info.input_elements.iter();
         let stages = all.map(|_| place(STAGE_CHUNKS * STAGE_FLAG_BYTES)).collect();
         let inputs = info.input_elements.iter().map(|(all, _)| place(all * 4)).collect();
         let outputs = info.output_elements.iter().map(|(all, _)| place(all * 4)).collect();
         let owner = "inputs and outputs in pinned host memory";
         room.take(owner, next)?;
-        let memory = HostMemory::new(&room.shared.gpu.context, owner, next, false)?;
-        Ok(Pages { memory, flag, stages, header_bytes, inputs, outputs })
+        let memory = Arc::new(HostMemory::new(&room.shared.gpu.context, owner, next, false)?);
+        Ok(Pages { memory, flag, left, stages, header_bytes, inputs, outputs })
     }
 
     pub(super) fn device(&self, offset: usize) -> u64 {
         self.memory.device_address() + offset as u64
     }
 
-    pub(super) fn addresses(&self) -> HostPages {
+    /// `lingers`: whether the kernel may stay on the device.
+    pub(super) fn addresses(&self, lingers: bool) -> HostPages {
         let all = |offsets: &[usize]| offsets.iter().map(|&at| self.device(at)).collect();
         HostPages {
             header: self.device(0),
             inputs: all(&self.inputs),
             outputs: all(&self.outputs),
             flag: self.device(self.flag),
+            left: lingers.then(|| self.device(self.left)),
         }
     }
 
-    /// Writes the run header: sequence number, rows, slots.
-    pub(super) fn set_header(&mut self, sequence: u32, run: &Run<'_>) {
+    /// Writes the run header: rows, slots, how long the launch may linger, and last the sequence
+    /// number, which a kernel that lingers waits for.
+    pub(super) fn set_header(&mut self, sequence: u32, run: &Run<'_>, linger_ns: u32) {
         let at = self.memory.at(0, self.header_bytes).cast::<u32>();
-        // SAFETY: the header's bytes, aligned, are this program's; no run is in flight that reads
-        // them.
+        // SAFETY: the header's bytes, aligned, are this program's; no run is in flight, so that
+        // the device reads none of them but, where a kernel lingers, the number of the sequence,
+        // which is written atomically, and what it only compares with the clock.
         unsafe {
             at.add(1).write_volatile(run.rows as u32);
             let slots = at.add(HEADER_BYTES / 4);
@@ -86,14 +96,19 @@ impl Pages {
             for (i, &slot) in run.slots.iter().take(room).enumerate() {
                 slots.add(i).write_volatile(slot);
             }
-            at.write_volatile(sequence);
+            at.add(3).write_volatile(linger_ns);
+            AtomicU32::from_ptr(at).store(sequence, Ordering::Release);
         }
     }
 
     pub(super) fn flag(&self) -> &AtomicU32 {
-        let at = self.memory.at(self.flag, 4).cast::<u32>();
-        // SAFETY: aligned, alive as long as `self`, and only accessed atomically by the host.
-        unsafe { AtomicU32::from_ptr(at) }
+        word(&self.memory, self.flag)
+    }
+
+    /// What a kernel that lingers and its host share.
+    pub(super) fn words(&self) -> Box<dyn Words> {
+        let memory = Arc::clone(&self.memory);
+        Box::new(LingerWords { memory, flag: self.flag, left: self.left })
     }
 
     /// Raises or lowers the flag that says of a chunk of an input that it is written.
@@ -140,6 +155,35 @@ impl Pages {
         let from = self.memory.at(at, size_of_val(into)).cast::<f32>();
         // SAFETY: the range is checked and aligned; the run that wrote it has ended.
         unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+}
+
+/// A word that host and device share, at a multiple of four.
+fn word(memory: &HostMemory, at: usize) -> &AtomicU32 {
+    let at = memory.at(at, 4).cast::<u32>();
+    // SAFETY: aligned, alive as long as the memory, and only accessed atomically by the host.
+    unsafe { AtomicU32::from_ptr(at) }
+}
+
+/// The words of [`Words`] in a program's pages.
+#[derive(Debug)]
+struct LingerWords {
+    memory: Arc<HostMemory>,
+    flag: usize,
+    left: usize,
+}
+
+impl Words for LingerWords {
+    fn leave(&self) -> &AtomicU32 {
+        word(&self.memory, LEAVE)
+    }
+
+    fn flag(&self) -> &AtomicU32 {
+        word(&self.memory, self.flag)
+    }
+
+    fn left(&self) -> &AtomicU32 {
+        word(&self.memory, self.left)
     }
 }
 

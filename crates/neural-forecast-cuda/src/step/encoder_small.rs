@@ -48,6 +48,7 @@ struct Arguments {
     vectors: u64,
     flag: u64,
     counter: u64,
+    left: u64,
     time: u32,
     keep: u32,
     layers: u32,
@@ -72,7 +73,7 @@ struct Arguments {
     reserved: u32,
 }
 
-// SAFETY: `#[repr(C)]`, eight fields of 8 bytes and then twenty-two of 4: no padding; mirrors the
+// SAFETY: `#[repr(C)]`, nine fields of 8 bytes and then twenty-two of 4: no padding; mirrors the
 // kernel's struct field by field.
 unsafe impl launch::Arguments for Arguments {}
 
@@ -256,6 +257,8 @@ pub(super) struct Addresses {
     pub(super) mask: u64,
     pub(super) flag: u64,
     pub(super) counter: u64,
+    /// As [`HostPages::left`](super::whole::HostPages::left).
+    pub(super) left: Option<u64>,
 }
 
 impl EncoderSmall {
@@ -302,6 +305,7 @@ impl EncoderSmall {
             mask: self.mask.map_or(0, |mask| build.value(mask)),
             flag: 0,
             counter: 0,
+            left: None,
         };
         Ok(self.launch(shape[0], shape[1], addresses, build))
     }
@@ -334,6 +338,10 @@ impl EncoderSmall {
             | option(whole, WHOLE)
             | option(sizes.final_norm, FINAL_NORM)
             | option(share.alias, ALIAS);
+        let plain = sizes.plain && time == PLAIN.2;
+        // One cluster, of which one block writes: it conducts.
+        let one = batch == 1 && plain && share.mine == 1 && keep <= time - (tiles - 1) * TILE;
+        let left = addresses.left.filter(|_| one && share.cluster > 0);
         let arguments = Arguments {
             x: addresses.x,
             y: addresses.y,
@@ -343,6 +351,7 @@ impl EncoderSmall {
             vectors: self.vectors,
             flag: addresses.flag,
             counter: addresses.counter,
+            left: left.unwrap_or(0),
             time: time as u32,
             keep: keep as u32,
             layers: sizes.layers as u32,
@@ -368,7 +377,6 @@ impl EncoderSmall {
         };
         let format = if build.precision() == Precision::Bf16 { "bf16" } else { "f16" };
         let (padded, kind) = (sizes.padded, if share.cluster > 0 { "c" } else { "" });
-        let plain = sizes.plain && time == PLAIN.2;
         let family = if plain { "plain".to_owned() } else { format!("d{padded}") };
         let function = format!("encoder_small_{format}_{family}_t{}{kind}", share.mine);
         let counter = if whole { "encoder_whole" } else { "encoder_stack" };
@@ -380,7 +388,7 @@ impl EncoderSmall {
         let launch = Launch::new(module, function, counter, grid, threads, arguments)
             .shared(share.shared as u32)
             .clusters(share.cluster.max(1) as u32);
-        build.launch(launch);
+        build.launch(if left.is_some() { launch.lingers() } else { launch });
         true
     }
 }
@@ -425,7 +433,7 @@ impl Share {
             + mine * TILE * 16
             + if alias { keys.max(active) } else { (1 + usize::from(clusters)) * keys }
             + 4 * (ends + 2 * layer)
-            + 32;
+            + 48;
         // The window passes through the place of keys and values.
         let staged = mine * TILE * sizes.features * 4;
         let fits = shared <= max as usize && staged <= keys;

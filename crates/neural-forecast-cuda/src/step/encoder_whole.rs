@@ -73,6 +73,7 @@ impl Whole for WholeEncoder {
             mask: 0,
             flag: pages.flag,
             counter: build.persistent(FLAG_BYTES),
+            left: pages.left,
         };
         // Nothing to compute is no kernel that sets the flag.
         Ok(batch * time > 0 && self.stack.launch(batch, time, addresses, build))

@@ -29,6 +29,8 @@ const ROLES_MAX: usize = 32;
 const ROW_GROUPS_MAX: usize = 8;
 /// Steps beyond the last whose sums the kernels read, for nothing.
 const AHEAD_STEPS: usize = 4;
+/// Bytes of `Turn` (`ptx/linger.cuh`).
+const TURN_BYTES: usize = 132;
 /// Shared memory that weights may take.
 const KEPT_BYTES_MAX: usize = 184 * 1024;
 /// Widest stack of layers' inputs, in k-steps: what an input block can hold beside its weights.
@@ -180,6 +182,8 @@ pub(crate) struct Head {
     pub(crate) y: u64,
     /// Becomes the sequence number in the end.
     pub(crate) flag: u64,
+    /// As [`HostPages::left`](super::whole::HostPages::left).
+    pub(crate) left: Option<u64>,
 }
 
 /// `Role` of `ptx/rnn_latency.cuh`.
@@ -229,6 +233,8 @@ struct Parameters {
     arrivals: u64,
     epoch: u64,
     clocks: u64,
+    turn: u64,
+    left: u64,
     batch: u32,
     steps: u32,
     features: u32,
@@ -246,12 +252,12 @@ struct Parameters {
     first_group: u32,
     passes: u32,
     pass: u32,
-    reserved: u32,
+    others: u32,
     first: [u32; ROLES_MAX],
     role: [Role; ROLES_MAX],
 }
 
-// SAFETY: `#[repr(C)]`; a `Role` is 7 fields of 8 bytes and 14 of 4, this struct 15 of 8, 18 + 32
+// SAFETY: `#[repr(C)]`; a `Role` is 7 fields of 8 bytes and 14 of 4, this struct 17 of 8, 18 + 32
 // of 4 and 32 roles, so nothing is padded; the fields are those of `ptx/rnn_latency.cuh`.
 unsafe impl Arguments for Parameters {}
 
@@ -274,8 +280,9 @@ struct Roles {
     first: [u32; ROLES_MAX],
     role: [Role; ROLES_MAX],
     count: usize,
-    /// Blocks so far.
+    /// Blocks so far, and those of them that have a part.
     blocks: usize,
+    parts: usize,
     cluster: usize,
     /// Most dynamic shared memory of any.
     shared: usize,
@@ -288,6 +295,7 @@ impl Roles {
             role: [Role::default(); ROLES_MAX],
             count: 0,
             blocks: 0,
+            parts: 0,
             cluster,
             shared: 0,
         }
@@ -297,6 +305,7 @@ impl Roles {
         self.first[self.count] = self.blocks as u32;
         self.role[self.count] = role;
         self.count += 1;
+        self.parts += blocks;
         self.blocks = (self.blocks + blocks).next_multiple_of(self.cluster);
         self.shared = self.shared.max(shared);
     }
@@ -385,17 +394,23 @@ impl RnnLatency {
             None => [0; 2],
         };
         let passes = all.div_ceil(row_groups);
+        // One head conducts.
+        let left = ends.head.and_then(|head| head.left).filter(|_| row_groups == 1);
+        let turn = left.map(|_| build.persistent(TURN_BYTES));
         for pass in 0..passes {
             let here = row_groups.min(all - pass * row_groups);
             let mut parameters = self.parameters(build, ends, sizes, &roles);
             (parameters.arrivals, parameters.epoch) = (arrivals, epoch);
+            (parameters.turn, parameters.left) = (turn.unwrap_or(0), left.unwrap_or(0));
+            parameters.others = roles.parts as u32 - 1;
             (parameters.passes, parameters.pass) = (passes as u32, pass as u32);
             parameters.first_group = (pass * row_groups) as u32;
             parameters.row_groups = here as u32;
             if pass + 1 < passes {
                 parameters.flag = 0;
             }
-            build.launch(self.launch_of(&roles, sizes, parameters, op));
+            let launch = self.launch_of(&roles, sizes, parameters, op);
+            build.launch(if turn.is_some() { launch.cooperative().lingers() } else { launch });
         }
     }
 

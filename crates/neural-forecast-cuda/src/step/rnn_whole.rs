@@ -91,6 +91,7 @@ impl Whole for WholeRnn {
             outputs: self.outputs,
             y: pages.outputs[0],
             flag: pages.flag,
+            left: pages.left,
         };
         let ends = Ends { header: pages.header, x: pages.inputs[0], y: 0, head: Some(head) };
         match &self.stack {

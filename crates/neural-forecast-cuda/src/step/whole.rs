@@ -33,6 +33,11 @@ pub(crate) struct HostPages {
     /// A `u32` that must become the header's sequence number, with release order at system scope,
     /// after every output has been written.
     pub(crate) flag: u64,
+    /// Where the kernel may linger (`ptx/linger.cuh`): a `u32` that becomes the launch's number
+    /// when it leaves. A launch that makes use of it is marked ([`Launch::lingers`]).
+    ///
+    /// [`Launch::lingers`]: crate::launch::Launch::lingers
+    pub(crate) left: Option<u64>,
 }
 
 /// An entry that one kernel computes.

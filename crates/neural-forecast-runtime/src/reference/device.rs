@@ -80,7 +80,13 @@ impl Device for ReferenceDevice {
     fn kernel_counts(&self) -> Vec<KernelCount> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = counts.iter();
-        counts.map(|(kernel, &launches)| KernelCount { kernel: kernel.clone(), launches }).collect()
+        counts
+            .map(|(kernel, &launches)| KernelCount {
+                kernel: kernel.clone(),
+                launches,
+                lingering: 0,
+            })
+            .collect()
     }
 }
 

@@ -152,6 +152,7 @@ pub(crate) fn open(ordinal: usize, config: &GPUConfig) -> Result<Arc<CudaDevice>
         compute_capability_min: config.compute_capability,
         memory_pooling: config.memory_pooling,
         unified_memory: config.use_unified_memory,
+        linger_us: config.linger_us,
         ..CudaOptions::default()
     };
     let device = CudaDevice::open(ordinal, options).map_err(|error| {

@@ -336,7 +336,7 @@ impl GPUBenchmarkSuite {
             return Vec::new();
         }
         let counts = neural_forecast_cpu::counters::snapshot().into_iter();
-        counts.map(|(kernel, launches)| KernelCount { kernel, launches }).collect()
+        counts.map(|(kernel, launches)| KernelCount { kernel, launches, lingering: 0 }).collect()
     }
 }
 

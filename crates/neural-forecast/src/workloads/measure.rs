@@ -14,6 +14,7 @@ use neural_forecast_runtime::plan::{Bucket, EntryKind, Plan};
 use neural_forecast_runtime::reference::{Tensor, load_weights, run_loaded, zero_states};
 
 use super::{BenchOptions, BenchResult, Latency, Mode, Positions, Workload, all, named};
+use crate::config::GPUConfig;
 use crate::device::{self, DeviceOptions};
 use crate::engine::device_error;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
@@ -55,7 +56,8 @@ pub fn run_each(options: &BenchOptions, give: &mut dyn FnMut(BenchResult)) -> Re
         [] => all(),
         names => names.iter().map(|name| named(name)).collect::<Result<_>>()?,
     };
-    let device_options = DeviceOptions { threads: options.threads, ..DeviceOptions::default() };
+    let gpu = GPUConfig { linger_us: options.linger_us, ..GPUConfig::default() };
+    let device_options = DeviceOptions { threads: options.threads, gpu };
     let opened = device::open(options.device, &device_options)?;
     for workload in &workloads {
         let plan = workload.plan(options.positions)?;
@@ -171,7 +173,10 @@ impl Bench<'_> {
         let begun = Instant::now();
         // Where host memory is the device's, the two ways are one.
         let way = if capabilities.unified_memory { Way::EndToEnd } else { mode.way() };
+        let before = self.device.kernel_counts();
         let first = clock(&mut caller, self.options, way)?;
+        let served = launched(&before, &self.device.kernel_counts());
+        let runs_lingering = served.iter().map(|count| count.lingering).sum();
         let seconds = begun.elapsed().as_secs_f64();
         let power_watts = energy.zip(self.device.energy_joules()).map(|(a, b)| (b - a) / seconds);
         let second = match capabilities.unified_memory {
@@ -213,6 +218,7 @@ impl Bench<'_> {
             resident_bytes: bytes(&self.resident.memory()),
             program_bytes,
             output_std,
+            runs_lingering,
             error_max: errors.iter().copied().reduce(worst),
             error_windows: errors.len(),
             latency,

@@ -78,6 +78,8 @@ pub struct BenchOptions {
     pub device: DeviceChoice,
     /// Threads of the CPU engine; `None` is what this process may use.
     pub threads: Option<usize>,
+    /// As [`GPUConfig::linger_us`](crate::config::GPUConfig::linger_us).
+    pub linger_us: u32,
     /// Number formats; one row each.
     pub precisions: Vec<Precision>,
     /// Modes; one row each.
@@ -109,6 +111,7 @@ impl Default for BenchOptions {
             batches: Vec::new(),
             device: DeviceChoice::Auto,
             threads: None,
+            linger_us: 0,
             precisions: vec![Precision::F32],
             modes: vec![Mode::FullWindow],
             positions: Positions::Last,

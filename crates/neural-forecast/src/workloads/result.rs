@@ -102,6 +102,9 @@ pub struct BenchResult {
     /// Standard deviation of the forecasts over all windows; a constant forecast would make the
     /// error below mean nothing.
     pub output_std: f64,
+    /// Runs, of those on the first clock and its warm-up, that kernels served without a launch,
+    /// because they had lingered on the device.
+    pub runs_lingering: u64,
     /// Largest `|d| / max(1, |ref|)` against the `f64` reference; `None` if nothing was compared.
     pub error_max: Option<f64>,
     /// Fresh windows that were compared.

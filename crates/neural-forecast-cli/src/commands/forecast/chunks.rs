@@ -51,7 +51,10 @@ fn add(run: &mut ModelRun, more: ModelRun) {
     run.crossings += more.crossings;
     for launched in more.info.kernels {
         match run.info.kernels.iter_mut().find(|known| known.kernel == launched.kernel) {
-            Some(known) => known.launches += launched.launches,
+            Some(known) => {
+                known.launches += launched.launches;
+                known.lingering += launched.lingering;
+            }
             None => run.info.kernels.push(launched),
         }
     }
