@@ -6,7 +6,9 @@
 // Ladder (H200, 2026-11-21):
 // - a warp a row held in registers, one kernel for all norms, widths and formats: 65,536 rows of
 //   768 in 76 us (4.0 TB/s), but 6 us for one row;
-// - ships: a kernel a format and size, scale and shift fetched with the row.
+// - ships: a kernel a format and size, scale and shift fetched with the row. Where products make up
+//   for norms, the first rows are described by a quad for 48 or 64 of their columns: 1.6 us of 512
+//   rows of 768, in a chain.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>

@@ -26,6 +26,16 @@
 //    (`gemm_slim_hopper.cuh`) for few hundred rows: transformer_guide of one series on the device,
 //    42 kernels, from 258 to 241 us and from 234.5 to 226.7 with 144 columns for (2304, 768), 3 us
 //    more with 48 for (768, 768). For (768, 3072) 48 columns are 2 us behind, 64 ship.
+// 7. Ships: 6, but products make up for the norms ahead of them (NORMED and STREAM in
+//    `gemm_hopper.cuh`), few rows have `gemm_few.cu`, and products with an activation and those of
+//    (768, 3072) are slim too: 32 kernels, from 227 to 212 us (predicted 195), 215 with 64 columns
+//    for (768, 3072). In a chain that grows, (2304, 768) takes 6.0 us, attention 7.2, (768, 768)
+//    4.0, (3072, 768) with GELU 8.5 and (768, 3072) 9.5: what norms took has gone in part to
+//    statistics, to a second copy of the stream and to longer ends.
+// What did not help then: statistics read beside the first products, nothing; kernels small enough
+// to start beside the one ahead (four stages, halves of registers and shared memory such that no
+// two of a kind share a multiprocessor), 3 us more for want of stages, and 35 more where two of a
+// kind may share one.
 // What did not help 512 rows, on that chain: sharing W in clusters of two, 0 to 1.7 us more a
 // product, since a block takes in 64 bytes a cycle, shared or not, and pairs start later; clusters
 // of four, 6 us more where 32 do not fit at once; for (768, 3072) halves of K in pairs, sums by way

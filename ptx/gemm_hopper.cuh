@@ -85,10 +85,10 @@ template <> __device__ __forceinline__ float2 unpack<__nv_bfloat16>(unsigned bit
     return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 *>(&bits));
 }
 
-// What a product does beside itself. NORMED: X is normalised, without that anyone writes the result:
-// W's rows are scaled by the norm's weights, `bias` has what its shifts come to, and behind that the
-// sums of W's rows, by which the mean is taken off; rows are scaled last. STREAM: Y is the residual
-// stream, written in f32 and in 16 bits, and described for a NORMED product.
+// What a product does beside itself. NORMED: X is normalised, without that anyone writes the
+// result: W's rows are scaled by the norm's weights, `bias` has what its shifts come to, and behind
+// that the sums of W's rows, by which the mean is taken off; rows are scaled last. STREAM: Y is the
+// residual stream, written in f32 and in 16 bits, and described for a NORMED product.
 enum Side { PLAIN, NORMED, STREAM };
 
 // A normalised row is scale · x + shift.
@@ -477,8 +477,8 @@ __device__ __forceinline__ void read_bias(float2 (&b)[4], unsigned bias, int sli
 template <typename T, typename S, Activation KIND, Side SIDE>
 __device__ __forceinline__ void finish(
     const GemmStep &p, float (&sums)[S::BLOCKS][S::COLUMNS / 2],
-    const RowNorm (&norms)[S::BLOCKS * 2], const Places<S> &at, Ring<S::STAGES> &ring, unsigned &buffer, unsigned group,
-    unsigned row_offset, int row, int column
+    const RowNorm (&norms)[S::BLOCKS * 2], const Places<S> &at, Ring<S::STAGES> &ring,
+    unsigned &buffer, unsigned group, unsigned row_offset, int row, int column
 ) {
     const unsigned thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const unsigned bias = at.bias + group * S::COLUMNS * 4;
@@ -638,13 +638,11 @@ __device__ __forceinline__ void compute_tiles(
                              "f"(bias[i])
                              : "memory");
         if constexpr (SIDE == NORMED) {
+            const unsigned to = at.w_sums + (group * S::COLUMNS + thread) * 4;
 #pragma unroll
             for (int i = 0; i < (S::COLUMNS + 127) / 128; i++)
                 if (S::COLUMNS % 128 == 0 || thread + 128 * i < S::COLUMNS)
-                    asm volatile("st.shared.f32 [%0], %1;" ::"r"(
-                                     at.w_sums + (group * S::COLUMNS + thread + 128 * i) * 4
-                                 ),
-                                 "f"(w_sum[i])
+                    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + 512 * i), "f"(w_sum[i])
                                  : "memory");
         }
         finish<T, S, KIND, SIDE>(p, sums, norms, at, ring, buffer, group, row_offset, row, column);

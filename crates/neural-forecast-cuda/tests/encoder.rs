@@ -68,10 +68,12 @@ fn case(shape: &Shape) -> Case {
         };
         let norm = place(&mut c);
         let attention = Sublayer { kind: SublayerKind::SelfAttention(attention), norm };
+        // Such that products that make up for norms divide it, also where 48 does not divide `d`.
+        let ff = if d % 48 == 0 { 2 * d } else { 3 * d };
         let feed_forward = FeedForward {
-            up: product(&mut c, 2 * d, d),
-            gate: (placement == 2).then(|| product(&mut c, 2 * d, d)),
-            down: product(&mut c, d, 2 * d),
+            up: product(&mut c, ff, d),
+            gate: (placement == 2).then(|| product(&mut c, ff, d)),
+            down: product(&mut c, d, ff),
             activation: if placement == 2 { Activation::Silu } else { Activation::Gelu },
         };
         let norm = place(&mut c);

@@ -449,15 +449,14 @@ impl<'a, 'b> Walk<'a, 'b> {
             return Ok(described);
         }
         let x = self.x.matrix().ok_or_else(|| refuse("scattered rows".to_owned()))?;
-        let to = self.place_of_description(self.width)?;
+        let to = self.place_of_description()?;
         describe(self.x.count(), x, &to, self.build, COUNTER);
         Ok(to)
     }
 
-    /// Where a product of so many terms describes the stream.
-    fn place_of_description(&self, k: usize) -> Result<Described, DeviceError> {
-        let size = (self.width, k);
-        Described::after(self.input(), self.room.statistics, size)
+    /// Where the stream is described.
+    fn place_of_description(&self) -> Result<Described, DeviceError> {
+        Described::of(self.width, self.input(), self.room.statistics)
             .ok_or_else(|| refuse(format!("a described stream of {} columns", self.width)))
     }
 
@@ -777,7 +776,7 @@ impl<'a, 'b> Walk<'a, 'b> {
         if !self.to_describe || !served {
             return self.product(m, x, (w, bias), residual, y);
         }
-        let to = self.place_of_description(w.k)?;
+        let to = self.place_of_description()?;
         launch_stream(&gemm, &to, self.build, COUNTER)?;
         self.described = Some(to);
         Ok(())

@@ -153,7 +153,7 @@ impl Product {
         served.then(|| gemm_hopper::rounds(&self.gemm)).flatten()
     }
 
-    /// By how many steps of K a kernel of `ptx/gemm_few.cu` has the product, if one has: not by `m`.
+    /// The steps of K of the kernel of `ptx/gemm_few.cu` that takes the product, whatever `m` is.
     fn few_steps(&self, gpu: &Gpu) -> Option<usize> {
         const WARPS: usize = 8;
         const STEP: usize = 32;

@@ -175,11 +175,10 @@ pub(crate) fn norms(n: usize, activation: Activation, precision: Precision, gpu:
     gpu.is_hopper() && slim && large && sixteen && coefficients(activation, precision).is_some()
 }
 
-/// The columns of a tile that describes the residual stream, by which its bits differ: sums of
-/// many terms have wide ones.
-pub(crate) fn stream_columns(n: usize, k: usize) -> Option<usize> {
-    let by_preference = if k > 2 * n { [STREAM_64, STREAM_48] } else { [STREAM_48, STREAM_64] };
-    by_preference.iter().map(|shape| shape.columns).find(|columns| n.is_multiple_of(*columns))
+/// The columns of a tile that describes the residual stream: by them its bits differ.
+pub(crate) fn stream_columns(n: usize) -> Option<usize> {
+    let by_preference = [STREAM_48.columns, STREAM_64.columns];
+    by_preference.into_iter().find(|&columns| n.is_multiple_of(columns))
 }
 
 /// Whether tiles that describe the stream are the fastest, so that nobody need describe it later.

@@ -4,7 +4,8 @@
 //! stream as it is, in 16 bits, and scale their sums by what statistics of its rows say, which the
 //! product that made the stream has left. Rounding is relative to the stream's numbers, not to
 //! their distance from the mean, and what 16 bits cannot hold is infinite, as in a network that is
-//! all in 16 bits. The latency class's way for stacks with norms ahead; [`Normed::load`] says which.
+//! all in 16 bits. The latency class's way for norms ahead of a sublayer; [`Normed::load`] says of
+//! which.
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::Precision;
@@ -43,10 +44,10 @@ pub(crate) struct Described {
 }
 
 impl Described {
-    /// The statistics that the stream has after a product of `[n, k]` weights.
-    pub(crate) fn after(h: Matrix, address: u64, (n, k): (usize, usize)) -> Option<Described> {
-        let columns = gemm_hopper::stream_columns(n, k)?;
-        let groups = n / columns;
+    /// A stream of so many columns, copied to `h`, with statistics at `address`.
+    pub(crate) fn of(columns: usize, h: Matrix, address: u64) -> Option<Described> {
+        let of_group = gemm_hopper::stream_columns(columns)?;
+        let (groups, columns) = (columns / of_group, of_group);
         let statistics = Statistics { address, groups, columns };
         (groups <= GROUPS_MAX).then_some(Described { h, statistics })
     }
@@ -79,10 +80,7 @@ impl Normed {
             && n * k >= TERMS_MIN
             && k.is_multiple_of(8)
             && sizes.iter().all(|size| size.1 == k)
-            && [(k, k), (k, 4 * k)].into_iter().all(|size| {
-                gemm_hopper::stream_columns(size.0, size.1)
-                    .is_some_and(|columns| k / columns <= GROUPS_MAX)
-            });
+            && gemm_hopper::stream_columns(k).is_some_and(|columns| k / columns <= GROUPS_MAX);
         if !taken {
             return Ok(None);
         }
