@@ -9,6 +9,11 @@
 // scores are computed twice.
 //
 // Keys are taken in ascending order, so that a query's bits do not depend on its neighbours.
+//
+// On an H200 through Vulkan, in µs (1,024 rows of 64 positions and 8 heads of 16; 16 rows of 512
+// positions and 12 heads of 64): `attention_tile` 211 and 766; this 225 and 316; with the next keys
+// and values on their way while a tile is multiplied 186 and 228. Predicted were 50 and 40: what
+// remains is barriers, of which a tile has four, not products.
 
 struct Params {
     // Queries, keys, values and result: place, elements from a row and from a position to the next.

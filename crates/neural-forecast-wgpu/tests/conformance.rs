@@ -22,8 +22,7 @@ fn wanted() -> Vec<Case> {
     let wanted = |case: &Case| {
         prefixes.is_empty() || prefixes.iter().any(|prefix| case.name.starts_with(prefix))
     };
-    let own = shared::recurrences().into_iter().chain(shared::attentions());
-    cases().into_iter().chain(own).filter(wanted).collect()
+    cases().into_iter().filter(wanted).collect()
 }
 
 /// What half precision may add: weights are rounded to 11 bits, and operands too where subgroups
@@ -73,6 +72,28 @@ fn every_op_on_its_own_with_the_least_that_webgpu_guarantees() {
     let options = WgpuOptions { minimum_limits: true, ..WgpuOptions::default() };
     let Some(device) = device(options) else { return };
     check(&device, (false, true));
+}
+
+#[test]
+fn what_subgroups_share_where_they_multiply_matrices() {
+    let Some(device) = device(WgpuOptions::default()) else { return };
+    let listed = device.capabilities().features.iter();
+    let mut listed = listed.filter(|(name, _)| name == "cooperative_matrix");
+    if listed.all(|(_, value)| value == "no") {
+        println!("skipped: {} has no matrices of subgroups", device.capabilities().name);
+        return;
+    }
+    let own = shared::recurrences().into_iter().chain(shared::attentions());
+    let cases: Vec<Case> = own.map(|case| case.widened(HALF)).collect();
+    let options = LoadOptions { precision: Precision::F16, ..LoadOptions::default() };
+    let (ran, failures) = conform_all(&device, &cases, &options);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert_eq!(ran, cases.len(), "some cases were not supported");
+    assert_eq!(device.cooperative_trial(), Some(Ok(())));
+    let counts = device.kernel_counts();
+    for kernel in ["rnn_cooperative-wgsl-f16", "attention_cooperative-wgsl-f16"] {
+        assert!(counts.iter().any(|count| count.kernel == kernel), "{counts:?}");
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! loop over time is inside a workgroup that can hold the recurrence, else each step is a dispatch.
 //! For one series as soon as possible, a workgroup has one row, and its invocations hold the
 //! recurrent weights in registers where those suffice (`rnn_row`); where no workgroup can hold the
-//! recurrence, many share a step of a row (`rnn_row_step`). For many series, where subgroups multiply
-//! matrices together, a workgroup has tens of rows (`rnn_cooperative`).
+//! recurrence, many share a step of a row (`rnn_row_step`). For many series, where subgroups
+//! multiply matrices together, a workgroup has tens of rows (`rnn_cooperative`).
 
 use neural_forecast_runtime::DeviceError;
 use neural_forecast_runtime::device::KernelClass;
