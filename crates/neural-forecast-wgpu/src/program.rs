@@ -2,10 +2,10 @@
 //! dispatches that a run records into one compute pass and submits once.
 //!
 //! How inputs get in and outputs out is for `exchange`; a run's header says how many rows are in
-//! use and in which slots. Command buffers of WebGPU serve once, so every run needs a recording of its
-//! own, which leaves out workgroups of rows that are not in use. It is made ahead: while the device
-//! works on a run, the next one is recorded in the expectation that it is like this one, so that a
-//! steady caller waits for no recording.
+//! use and in which slots. Command buffers of WebGPU serve once, so every run needs a recording of
+//! its own, which leaves out workgroups of rows that are not in use. It is made ahead: while the
+//! device works on a run, the next one is recorded in the expectation that it is like this one, so
+//! that a steady caller waits for no recording.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -2,10 +2,13 @@
 //!
 //! WebGPU lets either side have a buffer, never both. A window is given to the device before a
 //! submission and asked for again after it; asking takes no time, and the answer comes with the
-//! poll that sees the end of the run.
+//! poll that sees the end of the run. Much data is written by several threads: one thread moves
+//! some 10 GB/s, the way to a device takes several times that.
 
-use std::sync::Arc;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use neural_forecast_runtime::{DeviceError, DeviceErrorKind};
 
@@ -14,6 +17,12 @@ const GIVEN: u8 = 0;
 const ASKED: u8 = 1;
 const HELD: u8 = 2;
 const FAILED: u8 = 3;
+
+/// Bytes that a thread takes at a time; a thread costs about as much as writing a tenth of them.
+const PIECE: usize = 1 << 20;
+
+/// Most threads that write.
+const WRITERS_MAX: usize = 4;
 
 /// What became of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +102,7 @@ impl Window {
         let view = self.buffer.slice(..).get_mapped_range_mut();
         let mut view = view.map_err(|error| self.refused(&error))?;
         let at = at as usize;
-        view.slice(at..at + bytes.len()).copy_from_slice(bytes);
+        copy(view.slice(at..at + bytes.len()), bytes);
         Ok(())
     }
 
@@ -102,4 +111,28 @@ impl Window {
         let message = format!("{} cannot be reached: {error}", self.what);
         DeviceError::new(DeviceErrorKind::Execution, message)
     }
+}
+
+/// Copies by as many threads as there are pieces and processors for.
+fn copy(into: wgpu::WriteOnly<'_, [u8]>, bytes: &[u8]) {
+    let (pieces, mut rest) = into.into_chunks::<PIECE>();
+    let (whole, tail) = bytes.as_chunks::<PIECE>();
+    rest.copy_from_slice(tail);
+    let pieces: Vec<_> = pieces.into_iter().zip(whole).collect();
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let writers = pieces.len().min(processors).min(WRITERS_MAX);
+    let left = Mutex::new(pieces);
+    let take = || left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let write = || {
+        while let Some((into, piece)) = take() {
+            wgpu::WriteOnly::<[u8]>::from(into).copy_from_slice(piece);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..writers {
+            // What a thread that is not to be had would write, the others write.
+            let _ = thread::Builder::new().spawn_scoped(scope, write);
+        }
+        write();
+    });
 }

@@ -4,7 +4,7 @@
 use neural_forecast_runtime::device::{
     Data, Device, KernelClass, LoadOptions, Program, Request, Resident, Run,
 };
-use neural_forecast_runtime::ops::Linear;
+use neural_forecast_runtime::ops::{Activation, Linear, Unary};
 use neural_forecast_runtime::plan::{Bucket, Dim};
 use neural_forecast_runtime::testing::{Case, CaseBuilder, device_or_skip};
 use neural_forecast_wgpu::{WgpuDevice, WgpuOptions};
@@ -133,6 +133,35 @@ fn runs_may_differ_from_what_was_recorded_ahead() {
 
 fn rows_of(outputs: &[f32]) -> usize {
     outputs.len() / WIDTH
+}
+
+#[test]
+fn inputs_of_many_pieces_arrive_whole() {
+    // Five pieces and a little; several writers, and rows that end within a piece.
+    const WIDE: usize = 460_003;
+    let mut c = CaseBuilder::new("unary", Bucket { batch: 3, length: 1 });
+    let x = c.input(&[Dim::BATCH, WIDE.into()]);
+    let y = c.step(Unary::activation(x, Activation::Relu));
+    let case = c.finish(&[y]);
+    for without_mappable in [false, true] {
+        let Some(device) = device(without_mappable) else { return };
+        let loaded = device.load(&case.plan, &case.weights, &LoadOptions::default());
+        let mut resident = loaded.expect("it loads");
+        let class = KernelClass::Throughput;
+        let request = Request { entry: case.entry, bucket: case.bucket, class };
+        let mut program = resident.compile(request).expect("it compiles");
+        for (seed, rows) in [(0, 3), (1, 2), (2, 3)] {
+            let number = |i: usize| ((i * 31 + seed * 7) % 8191) as f32 - 4000.0;
+            let x: Vec<f32> = (0..rows * WIDE).map(number).collect();
+            program.write(0, Data::F32(&x));
+            program.submit(&Run { rows, ..Run::default() }).expect("it is submitted");
+            program.wait().expect("it runs");
+            let mut y = vec![f32::NAN; x.len()];
+            program.read(0, &mut y).expect("it is read");
+            let wrong = x.iter().zip(&y).position(|(x, y)| *y != x.max(0.0));
+            assert_eq!(wrong, None, "rows {rows}, copied: {without_mappable}");
+        }
+    }
 }
 
 #[test]

@@ -95,8 +95,8 @@ pub struct DeviceReport {
 /// Opens a device. `auto` is what [`DEVICE_VARIABLE`] names, or else the first NVIDIA GPU where
 /// this build has the feature `cuda` and the machine a driver, or else the CPU, with the reason in
 /// the result where a driver is there and its GPU cannot be used; [`FALLBACK_VARIABLE`] puts the
-/// CPU in the place of any device. A WebGPU adapter is taken only where it is named: in `f32`, which
-/// forecasts have by default, even a large one answers a single small forecast later than the CPU.
+/// CPU in the place of any device. A WebGPU adapter is taken only where it is named: in `f32`,
+/// which forecasts have by default, even a large one answers a small forecast later than the CPU.
 ///
 /// # Errors
 /// `Device`: it is not in this build or not on this machine; `Usage`: an unknown name in the
