@@ -1,5 +1,5 @@
 //! Latency of the benchmark suite's shapes on this machine: `cargo run --release --example
-//! workloads [name | grid] [--f16 | --bf16 | --int8] [--threads N]`. Random weights; p50 and minimum
+//! workloads [name | grid] [--f16 | --bf16 | --int8] [--threads N]`. Random weights; p50 and least
 //! of repeated runs, input in host memory to result in host memory; how far another precision is
 //! off f32. `grid` varies steps and layers.
 //!

@@ -7,7 +7,8 @@
 /// Magnitudes from here on round to infinity: halfway between 65,504 and 2¹⁶.
 pub const OVERFLOW: f32 = 65_520.0;
 
-/// Rounds to f16, ties to even, with subnormals; overflow becomes infinity, NaN stays NaN.
+/// Rounds to f16, ties to even, with subnormals; overflow becomes infinity, NaN stays NaN and
+/// becomes quiet.
 pub fn f16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let (sign, magnitude) = ((bits >> 16 & 0x8000) as u16, bits & 0x7fff_ffff);
@@ -27,21 +28,24 @@ pub fn f16_bits(x: f32) -> u16 {
     sign | half as u16
 }
 
-/// The number of these bits, which `f32` holds exactly; a NaN becomes quiet.
+/// The number of these bits, which `f32` holds exactly; NaN stays NaN.
 #[inline(always)]
 pub fn f16_value(half: u16) -> f32 {
+    // Masks rather than branches: so the compiler widens whole vectors of a panel at a time. Inside
+    // a tile it does not: there the portable tier is eight times as slow as with `f32`, twice as
+    // fast as with branches.
+    let set = |condition: bool| u32::from(condition).wrapping_neg();
     let half = u32::from(half);
     let (sign, magnitude) = ((half & 0x8000) << 16, half & 0x7fff);
-    let value = if magnitude >= 0x7c00 {
-        let quiet = if magnitude > 0x7c00 { 0x40_0000 } else { 0 };
-        0x7f80_0000 | quiet | (magnitude & 0x3ff) << 13
-    } else if magnitude >= 0x400 {
-        (magnitude << 13) + (112 << 23)
-    } else {
-        // Subnormal: so many units of 2⁻²⁴, which is exact.
-        (magnitude as f32 * f32::from_bits(103 << 23)).to_bits()
-    };
-    f32::from_bits(sign | value)
+    let digits = magnitude << 13;
+    // The exponent's bias changes from 15 to 127; the largest exponent becomes the largest.
+    let special = set(magnitude >= 0x7c00) & 112 << 23;
+    let normal = digits + (112 << 23) + special;
+    // So many units of 2⁻²⁴ beside 2⁻¹⁴, which is taken away again: exact.
+    let beside = 113 << 23;
+    let subnormal = (f32::from_bits(digits + beside) - f32::from_bits(beside)).to_bits();
+    let small = set(magnitude < 0x400);
+    f32::from_bits(sign | subnormal & small | normal & !small)
 }
 
 #[cfg(test)]
@@ -68,8 +72,7 @@ mod tests {
         for half in 0..=u16::MAX {
             let (found, expected) = (f16_value(half), defined(half));
             if expected.is_nan() {
-                let bits = found.to_bits();
-                assert!(found.is_nan() && bits & 0x40_0000 != 0, "{half:#x}: {bits:#x}");
+                assert!(found.is_nan(), "{half:#x}: {found}");
                 assert_eq!(f16_bits(found), half | 0x200, "{half:#x}");
             } else {
                 assert_eq!(f64::from(found).to_bits(), expected.to_bits(), "{half:#x}");
@@ -145,12 +148,15 @@ mod tests {
     #[test]
     fn every_tier_widens_to_the_same_bits() {
         let halves: Vec<u16> = (0..=u16::MAX).collect();
-        let expected: Vec<u32> = halves.iter().map(|&half| f16_value(half).to_bits()).collect();
         for isa in Isa::available() {
             let mut found = vec![0.0; halves.len()];
             isa.run(Widen(&halves, &mut found));
-            let found: Vec<u32> = found.into_iter().map(f32::to_bits).collect();
-            assert!(found == expected, "{}", isa.name());
+            for (half, found) in halves.iter().zip(found) {
+                let expected = f16_value(*half);
+                let same = found.to_bits() == expected.to_bits();
+                let same = same || found.is_nan() && expected.is_nan();
+                assert!(same, "{} {half:#x}: {found:e}, not {expected:e}", isa.name());
+            }
         }
     }
 }

@@ -29,8 +29,8 @@ pub(crate) fn emulated_f16(isa: Isa) -> Option<&'static Dot> {
 pub(crate) fn native_and_emulated(test: impl Fn(Isa, &str)) {
     for emulate in [false, true] {
         EMULATES_F16.set(emulate);
-        let tiers = Isa::available().into_iter();
-        let tier = tiers.filter(|isa| Dot::of(*isa, Precision::F16).is_some()).next_back();
+        let mut tiers = Isa::available().into_iter();
+        let tier = tiers.rfind(|isa| Dot::of(*isa, Precision::F16).is_some());
         if let Some(isa) = tier {
             test(isa, if emulate { "emulated" } else { isa.name() });
         }
@@ -387,7 +387,11 @@ fn half_tiles_round_each_term_as_the_definition_has_it() {
         let bits = random.bits();
         // Any bits at all, or numbers of the size that scaled rows and columns have.
         let half = |bits: u64| {
-            if any { bits as u16 } else { (bits & 0x83ff | 0x2c00 + (bits >> 40 & 0x1000)) as u16 }
+            if any {
+                bits as u16
+            } else {
+                (bits & 0x83ff) as u16 | (0x2c00 + (bits >> 40 & 0x1000)) as u16
+            }
         };
         u32::from(half(bits)) | u32::from(half(bits >> 16)) << 16
     };

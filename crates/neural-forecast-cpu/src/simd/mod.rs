@@ -66,7 +66,7 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` is readable for `LANES` words.
     unsafe fn load_high(self, p: *const u32) -> Self::V;
-    /// `LANES` consecutive f16 widened to `f32`; a NaN becomes quiet.
+    /// `LANES` consecutive f16 widened to `f32`; NaN stays NaN.
     /// # Safety
     /// `p` is readable for `LANES` f16.
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
