@@ -1,12 +1,11 @@
 //! Whole forecasts through the library: windows, scaling, network, quantiles, stamps.
 //!
 //! The shipped models, and the folders named in `NF_BENCH_FOLDERS` (separated by colons), such as
-//! neuralforecast's own defaults saved by `neuralforecast_defaults.py`; `NF_BENCH_PRECISION=bf16` is
-//! another format than f32. For one series it prints
-//! p50, p99, p99.9 and max of single calls beside criterion's mean, because users wait for calls
-//! and not for means, and beside them the forward program alone, called in turn with the whole
-//! forecast: what lies between the two is the library's own work. For many series it prints series
-//! a second, whole and forward alone.
+//! neuralforecast's own defaults saved by `neuralforecast_defaults.py`; `NF_BENCH_PRECISION=bf16`
+//! is another format than f32. For one series it prints p50, p99, p99.9 and max of single calls
+//! beside criterion's mean, because users wait for calls and not for means, and beside them the
+//! forward program alone, called in turn with the whole forecast: what lies between the two is the
+//! library's own work. For many series it prints series a second, whole and forward alone.
 
 use std::time::{Duration, Instant};
 
