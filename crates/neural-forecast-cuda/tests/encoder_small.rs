@@ -1,11 +1,14 @@
 //! Small encoders at the sizes that their one launch takes: alone, and between an embedding and a
 //! head. Without a GPU nothing is tested, which is printed; `NF_REQUIRE=cuda` makes that a failure.
 
-use std::time::{Duration, Instant};
+mod lingering;
 
+use std::time::Instant;
+
+use lingering::{forecast, served, with_pauses};
 use neural_forecast_cuda::{CudaDevice, CudaOptions};
 use neural_forecast_runtime::device::{
-    Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Run,
+    Device, KernelClass, LoadOptions, Precision, Program, Request,
 };
 use neural_forecast_runtime::ops::{
     Activation, AttentionLayer, FeedForward, Keep, Linear, NormKind, NormPlacement, NormWeights,
@@ -13,6 +16,9 @@ use neural_forecast_runtime::ops::{
 };
 use neural_forecast_runtime::plan::{Bucket, Dim};
 use neural_forecast_runtime::testing::{Case, CaseBuilder, conform_all, device_or_skip};
+
+/// How the names of kernels of whole encoders begin.
+const KERNELS: &str = "encoder_whole";
 
 /// A stack's sizes.
 #[derive(Clone, Copy)]
@@ -183,34 +189,15 @@ fn program(device: &CudaDevice, case: &Case, precision: Precision) -> Box<dyn Pr
     resident.compile(request).expect("the program compiles")
 }
 
-fn forecast(program: &mut dyn Program, x: &[f32]) -> Vec<f32> {
-    let mut y = vec![f32::NAN; program.info().output_elements[0].0];
-    program.write(0, Data::F32(x));
-    program.submit(&Run { rows: 1, slots: &[], cancel: None }).expect("submitted");
-    program.wait().expect("the run succeeds");
-    program.read(0, &mut y).expect("read");
-    y
-}
-
-/// How often the kernels of whole encoders were launched, and how often they served without.
-fn served(device: &CudaDevice) -> (u64, u64) {
-    let counts = device.kernel_counts();
-    let whole = counts.iter().filter(|count| count.kernel.starts_with("encoder_whole"));
-    whole.fold((0, 0), |(launches, lingering), count| {
-        (launches + count.launches, lingering + count.lingering)
-    })
-}
-
 /// Windows in turn, with pauses around the time that the kernel lingers; every number of layers,
 /// because two barriers take turns.
 #[test]
 fn lingering_changes_no_bits() {
-    const LINGER_US: u64 = 20;
-    const WINDOWS: usize = 8;
+    const LINGER_US: u32 = 20;
     let Some(device) = device_or_skip("cuda", CudaDevice::open(0, CudaOptions::default())) else {
         return;
     };
-    let options = CudaOptions { linger_us: LINGER_US as u32, ..CudaOptions::default() };
+    let options = CudaOptions { linger_us: LINGER_US, ..CudaOptions::default() };
     let lingering = CudaDevice::open(0, options).expect("it opened before");
     for (layers, features, precision) in
         [(3, 16, Precision::F16), (1, 7, Precision::F16), (2, 16, Precision::Bf16)]
@@ -219,39 +206,10 @@ fn lingering_changes_no_bits() {
         let case = whole("lingering", shape, Norms::PreLayer, features, 10);
         let mut plain = program(&device, &case, precision);
         let mut kept = program(&lingering, &case, precision);
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        let each = plain.info().input_elements[0].0;
-        let unit = |bits: u64| (bits >> 40) as f32 / (1 << 23) as f32 - 1.0;
-        let windows: Vec<Vec<f32>> =
-            (0..WINDOWS).map(|_| (0..each).map(|_| unit(random())).collect()).collect();
-        let expected: Vec<Vec<f32>> = windows.iter().map(|x| forecast(plain.as_mut(), x)).collect();
-        let before = served(&lingering);
-        for i in 0..3000 {
-            let pause = Duration::from_nanos(match random() % 4 {
-                0 => 0,
-                1 => random() % (2000 * LINGER_US),
-                _ => 1000 * LINGER_US + random() % 8000 - 4000,
-            });
-            let begun = Instant::now();
-            while begun.elapsed() < pause {
-                std::hint::spin_loop();
-            }
-            let window = (random() % WINDOWS as u64) as usize;
-            let found = forecast(kept.as_mut(), &windows[window]);
-            let same = found.iter().zip(&expected[window]).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{}: forecast {i}: {found:?}, not {:?}", case.name, expected[window]);
-        }
-        let after = served(&lingering);
-        let (launches, without) = (after.0 - before.0, after.1 - before.1);
-        println!("{}, {layers} layers: {launches} launches, {without} without", case.name);
-        assert_eq!(launches + without, 3000, "each is one or the other");
-        assert!(launches > 0 && without > 0, "{launches}, {without}");
+        let name = format!("{}, {layers} layers", case.name);
+        let stays = (&lingering, LINGER_US, KERNELS);
+        let (_, without) = with_pauses(&name, plain.as_mut(), kept.as_mut(), stays, 3000);
+        assert!(without > 0, "{name}: never lingered");
     }
 }
 
@@ -274,7 +232,7 @@ fn times_of_the_workload() {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
         let [p50, p99, p999, most] = [0.5, 0.99, 0.999, 1.0].map(at);
-        let launches = served(&device).0;
+        let launches = served(&device, KERNELS).0;
         println!(
             "lingering for {linger_us} us: p50 {p50:.1} us, p99 {p99:.1}, p99.9 {p999:.1}, max \
              {most:.1}, {launches} launches"

@@ -5,8 +5,11 @@
 //! Without a GPU nothing is tested, which is printed; `NF_REQUIRE=cuda` makes that a failure.
 //! `times_of_the_workloads`, ignored unless asked for, prints how long they take.
 
+mod lingering;
+
 use std::time::Instant;
 
+use lingering::{served, with_pauses};
 use neural_forecast_cuda::{CudaDevice, CudaOptions};
 use neural_forecast_runtime::device::{
     Data, Device, KernelClass, LoadOptions, Precision, Program, Request, Run,
@@ -15,6 +18,9 @@ use neural_forecast_runtime::ops::{Cell, Keep, Linear, Reshape, RnnStack, RnnWei
 use neural_forecast_runtime::plan::{Bucket, Dim};
 use neural_forecast_runtime::reference::ReferenceDevice;
 use neural_forecast_runtime::testing::{Case, CaseBuilder, compare, device_or_skip};
+
+/// How the names of kernels of whole recurrences begin.
+const KERNELS: &str = "rnn_whole";
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -131,67 +137,15 @@ fn forecasts_of_every_width() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// How often the kernels of whole recurrences were launched, and how often they served without.
-fn served(device: &CudaDevice) -> (u64, u64) {
-    let counts = device.kernel_counts();
-    let whole = counts.iter().filter(|count| count.kernel.starts_with("rnn_whole"));
-    whole.fold((0, 0), |(launches, lingering), count| {
-        (launches + count.launches, lingering + count.lingering)
-    })
-}
-
-/// Forecasts of a device whose kernels linger, and of one whose kernels do not, with pauses around
-/// the time that they linger: the same bits, each served once.
+/// Forecasts with pauses around the time that kernels linger.
 fn forecasts_with_pauses(device: &CudaDevice, linger_us: u32, shape: Shape, forecasts: usize) {
-    const WINDOWS: usize = 16;
     let options = CudaOptions { linger_us, ..CudaOptions::default() };
     let lingering = CudaDevice::open(0, options).expect("it opened before");
     let case = forecaster(Cell::Lstm, shape);
     let mut plain = program(device, &case, Precision::F16, 0);
     let mut kept = program(&lingering, &case, Precision::F16, 0);
-    let each = plain.info().input_elements[0].0;
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let forecast = |program: &mut dyn Program, x: &[f32]| {
-        let mut y = vec![f32::NAN; program.info().output_elements[0].0];
-        program.write(0, Data::F32(x));
-        let run = Run { rows: shape.rows, slots: &[], cancel: None };
-        program.submit(&run).expect("submitted");
-        program.wait().expect("the run succeeds");
-        program.read(0, &mut y).expect("read");
-        y
-    };
-    let unit = |bits: u64| (bits >> 40) as f32 / (1 << 23) as f32 - 1.0;
-    let windows: Vec<Vec<f32>> =
-        (0..WINDOWS).map(|_| (0..each).map(|_| unit(random())).collect()).collect();
-    let expected: Vec<Vec<f32>> = windows.iter().map(|x| forecast(plain.as_mut(), x)).collect();
-    let before = served(&lingering);
-    for i in 0..forecasts {
-        // None, or up to twice the time that it lingers; those near it most often.
-        let pause = match random() % 4 {
-            0 => 0,
-            1 => random() % (2 * u64::from(linger_us) + 1),
-            _ => u64::from(linger_us) + random() % 9 - 4,
-        };
-        let begun = Instant::now();
-        while begun.elapsed().as_nanos() < u128::from(pause) * 1000 {
-            std::hint::spin_loop();
-        }
-        let window = (random() % WINDOWS as u64) as usize;
-        let found = forecast(kept.as_mut(), &windows[window]);
-        let same = found.iter().zip(&expected[window]).all(|(a, b)| a.to_bits() == b.to_bits());
-        assert!(same, "{}: forecast {i}: {found:?}, not {:?}", case.name, expected[window]);
-    }
-    let after = served(&lingering);
-    let (launches, without) = (after.0 - before.0, after.1 - before.1);
-    println!("{}: {launches} launches, {without} without", case.name);
-    assert_eq!(launches + without, forecasts as u64, "each is one or the other");
-    assert!(launches > 0, "{}: pauses are longer than it lingers", case.name);
+    let stays = (&lingering, linger_us, KERNELS);
+    let (_, without) = with_pauses(&case.name, plain.as_mut(), kept.as_mut(), stays, forecasts);
     // More blocks than the GPU holds at once cannot stay.
     let small = shape.hidden * shape.layers * shape.directions <= 512;
     assert!(!small || without > 0, "{}: never lingered", case.name);
@@ -285,12 +239,12 @@ fn times(device: &CudaDevice) {
         for _ in 0..300 {
             once(program.as_mut());
         }
-        let before = served(device);
+        let before = served(device, KERNELS);
         let mut times: Vec<f64> = (0..4000).map(|_| once(program.as_mut())).collect();
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
         let [p50, p99, p999, most] = [0.5, 0.99, 0.999, 1.0].map(at);
-        let launches = served(device).0 - before.0;
+        let launches = served(device, KERNELS).0 - before.0;
         println!(
             "{name}: p50 {p50:.1} us, p99 {p99:.1}, p99.9 {p999:.1}, max {most:.1}, {launches} \
              launches"

@@ -774,7 +774,7 @@ impl<'a, 'b> Walk<'a, 'b> {
         let gemm = Gemm { m, x, w, bias, activation: Activation::Identity, residual, y };
         let served = gemm_hopper::serves(&gemm, self.build.gpu(), self.build.class());
         if !self.to_describe || !served {
-            return self.product(m, x, (w, bias), residual, y);
+            return self.launch(gemm);
         }
         let to = self.place_of_description()?;
         launch_stream(&gemm, &to, self.build, COUNTER)?;
@@ -796,8 +796,11 @@ impl<'a, 'b> Walk<'a, 'b> {
         residual: Option<Matrix>,
         y: Matrix,
     ) -> Result<(), DeviceError> {
-        let gemm = Gemm { m, x, w, bias, activation: Activation::Identity, residual, y };
-        let few = self.is_few(m);
+        self.launch(Gemm { m, x, w, bias, activation: Activation::Identity, residual, y })
+    }
+
+    fn launch(&mut self, gemm: Gemm) -> Result<(), DeviceError> {
+        let few = self.is_few(gemm.m);
         Product { few, ..Product::new(gemm) }.launch(self.build, COUNTER)
     }
 
