@@ -20,7 +20,7 @@
 //! a cycle: `f32` 59, `VDPBF16PS` 30, chains of 4, 8, 16 and 32: 36, 55, 76, 94; errors of these:
 //! 4.2e-4, 5.4e-4, 6.3e-4, 7.9e-4. Sixteen is the shortest that beats `f32` with many rows, too.
 
-use super::unit::tiles;
+use super::unit::{tiles, tiles_of_one_instruction};
 use super::{Args, Dot, Multiply, half_scales};
 use crate::simd::Avx512Fp16;
 use std::arch::x86_64::*;
@@ -119,22 +119,6 @@ unsafe fn tile<U: Halves, const M: usize, const V: usize, const P: usize>(a: &Ar
 /// Rows of a tile over panels of 1 to 4 vectors: as many as 32 registers hold.
 const ROWS: [usize; 4] = [12, 12, 8, 6];
 
-/// As [`super::x86`]'s tiles of one instruction.
-macro_rules! chains {
-    ($(#[$attribute:meta])* $name:ident = $unit:ty) => {
-        tiles! {
-            $(#[$attribute])*
-            $name = $unit;
-            1: 1 2 3 4 5 6 7 8 9 10 11 12;
-            2: 1 2 3 4 5 6 7 8 9 10 11 12;
-            3: 1 2 3 4 5 6 7 8;
-            4: 1 2 3 4 5 6;
-            (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
-            (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
-        }
-    };
-}
-
 /// `VFMADDPH`.
 pub(super) fn f16(_: Avx512Fp16) -> &'static Dot {
     static DOT: Dot = Dot {
@@ -199,7 +183,7 @@ impl Halves for Native {
     }
 }
 
-chains! {
+tiles_of_one_instruction! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512fp16")]
     chain_tile = Native
 }
@@ -232,7 +216,7 @@ unsafe fn halves_of_row(x: *const f32, k: usize, to: *mut u32, words: usize) -> 
 /// The same tile in integer arithmetic, for tests on machines without the instructions.
 #[cfg(test)]
 pub(crate) mod emulated {
-    use super::{Args, Dot, Halves, LANES, Multiply, ROWS, tile, tiles};
+    use super::{Args, Dot, Halves, LANES, Multiply, ROWS, tile, tiles, tiles_of_one_instruction};
     use crate::f16::f16_value;
     use crate::simd::Avx512;
 
@@ -250,7 +234,7 @@ pub(crate) mod emulated {
 
     struct Emulated;
 
-    chains! { emulated_tile = Emulated }
+    tiles_of_one_instruction! { emulated_tile = Emulated }
 
     impl Halves for Emulated {
         type Pairs = [u16; 2 * LANES];

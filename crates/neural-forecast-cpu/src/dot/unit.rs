@@ -109,3 +109,23 @@ macro_rules! tiles {
     };
 }
 pub(super) use tiles;
+
+/// Tiles of an instruction that adds a whole vector of products at once: as many accumulators as 32
+/// registers hold beside weights and terms.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tiles_of_one_instruction {
+    ($(#[$attribute:meta])* $name:ident = $unit:ty) => {
+        tiles! {
+            $(#[$attribute])*
+            $name = $unit;
+            1: 1 2 3 4 5 6 7 8 9 10 11 12;
+            2: 1 2 3 4 5 6 7 8 9 10 11 12;
+            3: 1 2 3 4 5 6 7 8;
+            4: 1 2 3 4 5 6;
+            (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
+            (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use tiles_of_one_instruction;

@@ -3,7 +3,7 @@
 //! Without VNNI bytes are widened to 16 bits and multiplied in pairs: `VPMADDUBSW` would be shorter
 //! and saturate.
 
-use super::unit::{Unit, tile, tiles};
+use super::unit::{Unit, tile, tiles, tiles_of_one_instruction};
 use super::{Args, Dot, Multiply, byte_scales};
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use std::arch::x86_64::*;
@@ -167,28 +167,14 @@ unit! { Bytes256, 8, __m256i, (__m256i, __m256i), (__m256i, __m256i);
     store(to, sum) _mm256_storeu_si256(to.cast(), sum);
 }
 
-/// Tiles of an instruction that adds a whole vector of products at once: as many accumulators as 32
-/// registers hold beside weights and terms.
-macro_rules! tiles_of_one_instruction {
-    ($features:literal, $name:ident = $unit:ty) => {
-        tiles! {
-            #[target_feature(enable = $features)]
-            $name = $unit;
-            1: 1 2 3 4 5 6 7 8 9 10 11 12;
-            2: 1 2 3 4 5 6 7 8 9 10 11 12;
-            3: 1 2 3 4 5 6 7 8;
-            4: 1 2 3 4 5 6;
-            (1, 1, 4) (1, 2, 4) (1, 3, 2) (1, 4, 2) (2, 1, 4) (2, 2, 4) (2, 3, 2) (2, 4, 2)
-            (3, 1, 2) (3, 2, 2) (4, 1, 2) (4, 2, 2)
-        }
-    };
+tiles_of_one_instruction! {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pair_tile = Pairs
 }
-
-tiles_of_one_instruction!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16", pair_tile = Pairs);
-tiles_of_one_instruction!(
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+tiles_of_one_instruction! {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     byte_tile_vnni = BytesVnni
-);
+}
 
 tiles! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
